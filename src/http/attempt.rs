@@ -1,0 +1,190 @@
+//! One attempt of a request at one endpoint: choosing it, connecting, and what may be tried again.
+
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::Poll;
+use std::time::Instant;
+
+use crate::config::{HostHeader, Upstream};
+use crate::error::{Failure, Side};
+use crate::http::body::Pump;
+use crate::http::exchange::{Done, Exchange};
+use crate::http::forward::Request;
+use crate::http::{Client, Worker};
+use crate::net::Stream;
+use crate::roster::{Interrupt, Seat};
+use crate::upstream::{self, Choice, Endpoint, Lease};
+
+/// How far an attempt has come.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Progress {
+    pub(crate) status: u16,
+    pub(crate) bytes: u64,
+    pub(crate) was_answering: bool,
+    pub(crate) was_mid_head: bool,
+    pub(crate) close_would_look_whole: bool,
+}
+
+pub(crate) struct Attempt {
+    pub(crate) result: Result<Done, Failure>,
+    pub(crate) progress: Progress,
+    /// The connection of an upgrade.
+    pub(crate) origin: Option<Stream>,
+}
+
+/// One attempt at one endpoint. A first attempt may use an idle connection; later ones do not trust those.
+pub(crate) async fn attempt(
+    client: &mut Client,
+    request: &mut Request,
+    upload: &mut Pump,
+    lease: &Lease,
+    is_first: bool,
+) -> Attempt {
+    let mut origin = match connection(client, request, lease.endpoint(), is_first).await {
+        Ok(origin) => origin,
+        Err(failure) => {
+            judge(request, lease.endpoint(), &Err(&failure), 0);
+            return Attempt { result: Err(failure), progress: Progress::default(), origin: None };
+        }
+    };
+    upload.restart(outgoing_head(request, lease.endpoint()));
+    let (result, progress) = {
+        let mut exchange = Exchange::new(client, &mut origin, &mut request.passage, &request.facts, upload);
+        let result = poll_fn(|cx| exchange.poll(cx)).await;
+        let progress = Progress {
+            status: exchange.status,
+            bytes: exchange.body_bytes(),
+            was_answering: exchange.is_answering(),
+            was_mid_head: exchange.is_mid_head(),
+            close_would_look_whole: exchange.close_would_look_whole(),
+        };
+        (result, progress)
+    };
+    judge(request, lease.endpoint(), &result.as_ref().map(|_| ()), progress.status);
+    match &result {
+        Ok(Done::Answered { origin_is_reusable: true, .. }) => {
+            lease.endpoint().put_idle(client.worker.id, origin, Instant::now());
+            Attempt { result, progress, origin: None }
+        }
+        Ok(Done::Upgraded { .. }) => Attempt { result, progress, origin: Some(origin) },
+        _ => Attempt { result, progress, origin: None },
+    }
+}
+
+/// A place at an endpoint; waits for one up to `queue_timeout`.
+pub(crate) async fn choose(
+    client: &mut Client,
+    request: &mut Request,
+    failed: &[Arc<Endpoint>],
+) -> Result<Lease, Failure> {
+    if let Some(lease) = choose_now(request, failed) {
+        return Ok(lease);
+    }
+    if !failed.is_empty() {
+        // A retry stays in its generation and does not queue.
+        return Err(Failure::NoEndpoint);
+    }
+    client.seat.within(request.passage.service().config.queue_timeout);
+    let vacancy = request.passage.service().active_pool().vacancy().clone();
+    let (worker, max) = (client.worker.clone(), client.listener.limits.request_head);
+    let (seat, stream, buffer) = (&client.seat, &mut client.stream, &mut client.buffer);
+    let mut waiting = pin!(vacancy.wait_for(|| {
+        look_again(&worker, seat, request);
+        choose_now(request, &[])
+    }));
+    poll_fn(|cx| {
+        if let Some(interrupt) = seat.interrupt() {
+            return Poll::Ready(Err(if interrupt == Interrupt::Cut { Failure::Cut } else { Failure::NoEndpoint }));
+        }
+        if let Poll::Ready(lease) = waiting.as_mut().poll(cx) {
+            return Poll::Ready(Ok(lease));
+        }
+        buffer.read_ahead(cx, stream, max).map_err(Failure::ClientGone)?;
+        Poll::Pending
+    })
+    .await
+}
+
+fn choose_now(request: &Request, avoid: &[Arc<Endpoint>]) -> Option<Lease> {
+    let service = request.passage.service();
+    service.active_pool().choose(Choice { service: &service.config, key: request.facts.key, avoid })
+}
+
+/// A request that waits has not begun: if its service has changed meanwhile, it enters what is active now.
+fn look_again(worker: &Worker, seat: &Seat, request: &mut Request) {
+    let snapshot = worker.state.load();
+    let Some(service) = snapshot.service(&request.passage.service().config.name) else { return };
+    if !Arc::ptr_eq(service, request.passage.service()) {
+        request.passage = service.enter(worker.id);
+        seat.work_for(request.passage.generation_id());
+        if let Some(line) = &mut request.facts.line {
+            line.color = Some(service.active.as_str());
+        }
+    }
+}
+
+/// A connection to the endpoint, an idle one if there is one and it may be used.
+async fn connection(
+    client: &Client,
+    request: &Request,
+    endpoint: &Endpoint,
+    may_reuse: bool,
+) -> Result<Stream, Failure> {
+    if let Some(idle) = if may_reuse { endpoint.take_idle(client.worker.id) } else { None } {
+        return Ok(idle);
+    }
+    let stats = request.passage.stats();
+    client.seat.within(request.passage.service().config.connect_timeout);
+    let result = match client.seat.guard(upstream::connect(endpoint.address())).await {
+        Ok(Ok(stream)) => Ok(stream),
+        Ok(Err(error)) => Err(Failure::Connect(error)),
+        Err(Interrupt::Timeout) => Err(Failure::ConnectTimeout),
+        Err(Interrupt::Cut | Interrupt::Leave) => Err(Failure::Cut),
+    };
+    let counter = if result.is_ok() { &stats.connects } else { &stats.connect_failures };
+    counter.fetch_add(1, Ordering::Relaxed);
+    result
+}
+
+/// The head for this endpoint, if it is not the one that the upload has already.
+fn outgoing_head(request: &mut Request, endpoint: &Endpoint) -> Option<Vec<u8>> {
+    match request.passage.service().config.host {
+        HostHeader::Upstream => request.outgoing.take(Some(&upstream_host(endpoint.upstream()))),
+        HostHeader::Preserve | HostHeader::Fixed(_) => request.outgoing.take(None),
+    }
+}
+
+/// The path of a unix socket is no host.
+fn upstream_host(upstream: &Upstream) -> String {
+    match upstream {
+        Upstream::Ip(_) | Upstream::Name { .. } => upstream.to_string(),
+        Upstream::Unix(_) => "localhost".to_owned(),
+    }
+}
+
+/// Passive health: what the attempt says about the endpoint.
+fn judge(request: &Request, endpoint: &Endpoint, result: &Result<(), &Failure>, status: u16) {
+    match result {
+        Ok(_) if matches!(status, 502..=504) => note_failure(request, endpoint),
+        Ok(_) => endpoint.succeeded(),
+        Err(failure) if failure.side() == Side::Origin => note_failure(request, endpoint),
+        Err(_) => {}
+    }
+}
+
+fn note_failure(request: &Request, endpoint: &Endpoint) {
+    let service = request.passage.service();
+    service.active_pool().failed(endpoint, &service.config.outlier);
+}
+
+/// Whether the origin cannot have executed the request, or executing it again does no harm; and whether all of it is
+/// still there. Nothing of an answer may have been seen.
+pub(crate) fn may_repeat(request: &Request, upload: &Pump, failure: &Failure, progress: &Progress) -> bool {
+    if failure.side() != Side::Origin || progress.was_answering {
+        return false;
+    }
+    let is_safe = failure.was_never_sent() || (request.facts.is_idempotent && matches!(failure, Failure::Broken(_)));
+    is_safe && (failure.was_never_sent() || upload.can_rewind())
+}

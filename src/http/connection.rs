@@ -1,0 +1,203 @@
+//! A client's connection: heads come in, one request after the other is forwarded.
+
+use std::future::poll_fn;
+use std::io;
+use std::task::{Poll, ready};
+use std::time::Duration;
+
+use crate::error::Failure;
+use crate::http::Client;
+use crate::http::forward::{Begun, Next, Place, begin, forward, refuse};
+use crate::http::head::{MAX_REQUEST_LINE, parse_request};
+use crate::http::headers::{Origin, is_trusted, new_request_id};
+use crate::http::reply::{Reply, Wish};
+use crate::net::with_scratch;
+use crate::roster::Interrupt;
+use crate::stream::tunnel::Tunnel;
+
+/// How long a proxy that stops waits for the first request of a connection that it has let in.
+const FIRST_WORDS: Duration = Duration::from_secs(1);
+/// How long a close waits for a client to stop sending.
+const LINGER: Duration = Duration::from_secs(2);
+/// How long a reply of our own may take to be sent.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Serves the connection until either side ends it or the roster says so. The task of a WebSocket is another one.
+pub async fn serve(mut client: Client) {
+    client.seat.take().await;
+    let mut is_first = true;
+    loop {
+        let next = match next_head(&mut client, is_first).await {
+            Some(Begun::Forward(request)) => forward(&mut client, request).await,
+            Some(Begun::Reply(reply, wish)) => answer(&mut client, &reply, &wish).await,
+            None => Next::Close,
+        };
+        is_first = false;
+        match next {
+            Next::Request => {}
+            Next::Close => return,
+            Next::CloseGently => return linger(&mut client).await,
+            Next::Abort => return client.stream.abort_on_close(),
+            Next::Tunnel(tunnel) => {
+                tokio::spawn(run_tunnel(client, tunnel));
+                return;
+            }
+        }
+    }
+}
+
+async fn run_tunnel(client: Client, tunnel: Box<Tunnel>) {
+    let Client { stream, seat, _permit: permit, .. } = client;
+    tunnel.run(stream, &seat).await;
+    drop(permit);
+}
+
+/// The next request head, and what it leads to; `None` when the connection is over.
+async fn next_head(client: &mut Client, is_first: bool) -> Option<Begun> {
+    let limits = client.listener.clone();
+    let limits = &limits.limits;
+    let is_idle = !is_first && client.buffer.is_empty();
+    client.seat.within(if is_idle { limits.idle_timeout } else { limits.header_timeout });
+    let mut scanned = 0;
+    let mut may_leave = true;
+    loop {
+        if !client.buffer.is_empty() && is_worth_parsing(client.buffer.filled(), scanned, limits.request_head) {
+            match parse(client) {
+                Ok(Some(begun)) => return Some(begun),
+                Ok(None) => {}
+                Err(failure) => return Some(refuse(&failure, None, &place(client), last_wish())),
+            }
+        }
+        scanned = client.buffer.len();
+        let was_empty = client.buffer.is_empty();
+        match read(client, limits.request_head, may_leave).await {
+            Ok(Ok(count)) if count > 0 => {}
+            Ok(_) => return None,
+            Err(Interrupt::Leave) if may_leave && (is_first || client.stream.has_input()) => {
+                // A client that has just been let in takes a close for a failure, and does not repeat its request. Nor
+                // is one turned away whose request is here and was not seen yet.
+                may_leave = false;
+                client.seat.within(limits.header_timeout.min(FIRST_WORDS));
+                continue;
+            }
+            Err(Interrupt::Timeout) if (is_idle || !may_leave) && client.buffer.is_empty() => return None,
+            Err(Interrupt::Timeout) => return Some(refuse(&Failure::HeadTimeout, None, &place(client), last_wish())),
+            Err(Interrupt::Cut | Interrupt::Leave) => return None,
+        }
+        if was_empty {
+            client.seat.within(limits.header_timeout);
+        }
+    }
+}
+
+/// Whether there is something to decide: a head that arrives in many pieces is not parsed again at each of them.
+fn is_worth_parsing(bytes: &[u8], scanned: usize, max: usize) -> bool {
+    let has_grown_beyond = |limit: usize| scanned <= limit && bytes.len() > limit;
+    scanned == 0
+        || bytes.len() >= max
+        || has_grown_beyond(MAX_REQUEST_LINE)
+        || memchr::memmem::find(&bytes[scanned.saturating_sub(3)..], b"\n\r\n").is_some()
+}
+
+/// Parses what is there and decides about it.
+fn parse(client: &mut Client) -> Result<Option<Begun>, Failure> {
+    let place = place(client);
+    let limits = &client.listener.limits;
+    let parsed = parse_request(client.buffer.filled(), limits, |head, length| (begin(head, &place), length))?;
+    Ok(parsed.map(|(begun, length)| {
+        client.buffer.consume(length);
+        begun
+    }))
+}
+
+fn place(client: &Client) -> Place<'_> {
+    let origin = Origin {
+        peer: client.peer,
+        is_trusted: is_trusted(&client.listener, client.peer),
+        port: client.port,
+        proto: "http",
+    };
+    Place { worker: &client.worker, listener: &client.listener, stats: &client.stats, seat: &client.seat, origin }
+}
+
+/// Reads once. Between two requests the connection may be asked to leave; within a head it gets its time.
+async fn read(client: &mut Client, max: usize, may_leave: bool) -> Result<io::Result<usize>, Interrupt> {
+    let (stream, buffer, seat) = (&mut client.stream, &mut client.buffer, &client.seat);
+    let is_between_requests = may_leave && buffer.is_empty();
+    let reading = poll_fn(|cx| {
+        let result = stream.poll_read(cx, buffer.spare(max));
+        match &result {
+            Poll::Ready(Ok(count)) => buffer.add(*count),
+            _ => buffer.release_if_empty(),
+        }
+        result
+    });
+    if is_between_requests { seat.guard_idle(reading).await } else { seat.guard(reading).await }
+}
+
+/// What the sender of a head that cannot be read is assumed to want.
+fn last_wish() -> Wish {
+    Wish { is_head: false, problem_json: false, closes: true, to_http_10: false, id: new_request_id() }
+}
+
+async fn answer(client: &mut Client, reply: &Reply, wish: &Wish) -> Next {
+    match (send(client, reply.bytes(wish)).await, wish.closes) {
+        (true, false) => Next::Request,
+        (true, true) => Next::CloseGently,
+        (false, _) => Next::Close,
+    }
+}
+
+/// Sends bytes of our own; false when the client does not take them.
+pub(super) async fn send(client: &mut Client, bytes: Vec<u8>) -> bool {
+    let (stream, seat) = (&mut client.stream, &client.seat);
+    seat.within(REPLY_TIMEOUT);
+    let mut sent = 0;
+    let sending = poll_fn(|cx| {
+        while sent < bytes.len() {
+            match ready!(stream.poll_write(cx, &bytes[sent..])) {
+                Ok(count) if count > 0 => sent += count,
+                _ => return Poll::Ready(false),
+            }
+        }
+        Poll::Ready(true)
+    });
+    seat.guard(sending).await.unwrap_or(false)
+}
+
+/// Closes so that the client gets what was sent: a close with unread input would be a reset, which destroys it.
+async fn linger(client: &mut Client) {
+    let (stream, seat) = (&mut client.stream, &client.seat);
+    seat.within(LINGER);
+    let draining = poll_fn(|cx| {
+        // Idempotent: the second shutdown finds nothing to do.
+        let _ = ready!(stream.poll_shutdown(cx));
+        while ready!(with_scratch(|scratch| stream.poll_read(cx, scratch))).is_ok_and(|count| count > 0) {}
+        Poll::Ready(())
+    });
+    let _ = seat.guard(draining).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAX: usize = 64 * 1024;
+
+    #[test]
+    fn the_end_of_a_head_is_seen_wherever_the_pieces_are_cut() {
+        let head = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+        for cut in 1..head.len() {
+            assert!(is_worth_parsing(head, cut, MAX), "cut after {cut}");
+            assert!(!is_worth_parsing(&head[..head.len() - 1], cut, MAX), "not whole yet, cut after {cut}");
+        }
+    }
+
+    #[test]
+    fn what_can_only_be_refused_is_looked_at_when_it_has_grown_too_large() {
+        let line = vec![b'x'; MAX];
+        assert!(is_worth_parsing(&line[..MAX_REQUEST_LINE + 1], MAX_REQUEST_LINE, MAX));
+        assert!(!is_worth_parsing(&line[..MAX_REQUEST_LINE + 2], MAX_REQUEST_LINE + 1, MAX));
+        assert!(is_worth_parsing(&line, MAX - 1, MAX));
+    }
+}

@@ -1,0 +1,326 @@
+//! The life of one request: snapshot, route, service, enter the generation, choose an endpoint, send, answer.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use crate::access::Line;
+use crate::config::{Balance, Listener};
+use crate::error::{Failure, Side};
+use crate::http::attempt::{Progress, attempt, choose, may_repeat};
+use crate::http::body::{Encoding, Pump};
+use crate::http::exchange::Done;
+use crate::http::head::{Framing, RequestHead};
+use crate::http::headers::{self, Origin, Outgoing};
+use crate::http::log;
+use crate::http::reply::{Reply, Wish, prefers_problem_json};
+use crate::http::{Client, Worker};
+use crate::metrics::{Class, ListenerStats, Rejection};
+use crate::net::Stream;
+use crate::roster::Seat;
+use crate::service::{Kind, Passage};
+use crate::stream::tunnel::Tunnel;
+use crate::stream::websocket;
+use crate::upstream::{Endpoint, Lease, hash_key};
+
+/// What has to be known of a request once its head has gone on.
+#[derive(Debug)]
+pub(crate) struct Facts {
+    pub(crate) is_head: bool,
+    pub(crate) is_http_10: bool,
+    pub(crate) keep_alive: bool,
+    pub(crate) expects_continue: bool,
+    /// Of a request for an upgrade to WebSocket.
+    pub(crate) websocket_key: Option<Box<[u8]>>,
+    framing: Framing,
+    /// Doing it twice is the same as doing it once (RFC 9110 §9.2.2).
+    pub(crate) is_idempotent: bool,
+    /// Of what the service balances by, if the request has it.
+    pub(crate) key: Option<u64>,
+    started: Instant,
+    wish: Wish,
+    pub(crate) line: Option<Box<Line>>,
+}
+
+/// A request that has entered its generation and waits for an endpoint.
+#[derive(Debug)]
+pub(crate) struct Request {
+    pub(crate) facts: Facts,
+    pub(crate) passage: Passage,
+    pub(crate) outgoing: Outgoing,
+}
+
+/// What a request head led to.
+#[derive(Debug)]
+pub(crate) enum Begun {
+    Forward(Box<Request>),
+    /// An answer made here; the connection goes on if the wish does not close it.
+    Reply(Reply, Wish),
+}
+
+/// What becomes of the client's connection after a request.
+pub(crate) enum Next {
+    Request,
+    Close,
+    /// Part of the request may not have been read: the close must not take the answer with it.
+    CloseGently,
+    /// Broken on purpose, so that half an answer cannot look whole.
+    Abort,
+    Tunnel(Box<Tunnel>),
+}
+
+/// Where a request head was read.
+pub(crate) struct Place<'a> {
+    pub(crate) worker: &'a Worker,
+    pub(crate) listener: &'a Listener,
+    pub(crate) stats: &'a ListenerStats,
+    pub(crate) seat: &'a Seat,
+    pub(crate) origin: Origin<'a>,
+}
+
+/// Decides what to do with a request: finds its service and enters the generation, all in one look at the snapshot.
+pub(crate) fn begin(head: &RequestHead<'_>, place: &Place<'_>) -> Begun {
+    let wish = wish(head, place);
+    if head.path() == place.listener.ready_path {
+        // Not logged: the balancer asks all the time.
+        return Begun::Reply(Reply::ready(place.worker.state.is_ready()), closing_with_body(wish, head));
+    }
+    if place.listener.redirect_to_https {
+        return redirect(head, place, closing_with_body(wish, head));
+    }
+    match enter(head, place, wish) {
+        Ok(request) => Begun::Forward(request),
+        Err((failure, wish)) => refuse(&failure, Some(head), place, closing_with_body(wish, head)),
+    }
+}
+
+fn redirect(head: &RequestHead<'_>, place: &Place<'_>, wish: Wish) -> Begun {
+    let host = headers::without_port(head.host);
+    if host.is_empty() {
+        return refuse(&Failure::BadRequest("no host"), Some(head), place, wish);
+    }
+    let reply = Reply::redirect(host, head.target);
+    log::answered_here(Some(head), place, &reply, &wish, None);
+    Begun::Reply(reply, wish)
+}
+
+/// Answers a failure of the client's side before there is a request; `head` is `None` when it could not be read.
+pub(crate) fn refuse(failure: &Failure, head: Option<&RequestHead<'_>>, place: &Place<'_>, wish: Wish) -> Begun {
+    let why = match failure {
+        Failure::HeadTooLarge | Failure::UriTooLong => Rejection::HeadTooLarge,
+        Failure::HeadTimeout => Rejection::HeaderTimeout,
+        Failure::BodyTooLarge => Rejection::BodyTooLarge,
+        Failure::NoRoute => Rejection::NoRoute,
+        _ => Rejection::BadRequest,
+    };
+    place.stats.reject(why);
+    let reply = Reply::to(failure).unwrap_or_else(|| Reply::ready(false));
+    log::answered_here(head, place, &reply, &wish, Some(failure));
+    Begun::Reply(reply, wish)
+}
+
+fn wish(head: &RequestHead<'_>, place: &Place<'_>) -> Wish {
+    Wish {
+        is_head: head.method == "HEAD",
+        problem_json: head.accept.is_some_and(prefers_problem_json),
+        closes: !head.keep_alive || place.seat.is_leaving(),
+        to_http_10: head.is_http_10,
+        id: headers::request_id(head, place.origin.is_trusted),
+    }
+}
+
+/// A request that is answered without its body being read ends the connection, if it has one.
+fn closing_with_body(mut wish: Wish, head: &RequestHead<'_>) -> Wish {
+    wish.closes |= head.framing != Framing::Empty;
+    wish
+}
+
+fn enter(head: &RequestHead<'_>, place: &Place<'_>, wish: Wish) -> Result<Box<Request>, (Failure, Wish)> {
+    if let Err(failure) = check(head, place) {
+        return Err((failure, wish));
+    }
+    let snapshot = place.worker.state.load();
+    let Some((service, target)) = snapshot.route(head.host_name(), head.path()) else {
+        return Err((Failure::NoRoute, wish));
+    };
+    let passage = service.enter(place.worker.id);
+    place.seat.work_for(passage.generation_id());
+    let outgoing = headers::outgoing(head, &service.config, &place.origin, target.strip, &wish.id);
+    let facts = Facts {
+        is_head: wish.is_head,
+        is_http_10: head.is_http_10,
+        keep_alive: head.keep_alive,
+        expects_continue: head.expects_continue,
+        websocket_key: head.websocket_key.map(Into::into),
+        framing: head.framing,
+        is_idempotent: matches!(head.method, "GET" | "HEAD" | "OPTIONS" | "PUT" | "DELETE"),
+        key: balance_key(head, place, &service.config),
+        started: Instant::now(),
+        line: log::begun(head, place, service, &wish.id),
+        wish,
+    };
+    Ok(Box::new(Request { facts, passage, outgoing }))
+}
+
+/// What can be refused without knowing the service.
+fn check(head: &RequestHead<'_>, place: &Place<'_>) -> Result<(), Failure> {
+    if let (Framing::Length(length), Some(limit)) = (head.framing, place.listener.limits.request_body)
+        && length > limit
+    {
+        return Err(Failure::BodyTooLarge);
+    }
+    if head.websocket_key.is_some_and(|key| !websocket::is_key(key)) {
+        return Err(Failure::BadRequest("invalid sec-websocket-key"));
+    }
+    Ok(())
+}
+
+fn balance_key(head: &RequestHead<'_>, place: &Place<'_>, service: &crate::config::Service) -> Option<u64> {
+    let value = match &service.balance {
+        Balance::LeastRequest | Balance::RoundRobin | Balance::Random => None,
+        Balance::HashIp => {
+            let client = headers::client_address(place.listener, head, place.origin.peer)?;
+            return Some(hash_key(client.to_string().as_bytes()));
+        }
+        Balance::HashHeader(name) => head.header(name),
+        Balance::HashCookie(name) => headers::cookie(head, name),
+    };
+    value.filter(|value| !value.is_empty()).map(hash_key)
+}
+
+/// Sends the request to an endpoint of its generation and the answer to the client; tries another endpoint where that
+/// is safe. Dropping the future breaks both connections off.
+pub(crate) async fn forward(client: &mut Client, mut request: Box<Request>) -> Next {
+    let limit = client.listener.limits.request_body;
+    let encoding = if request.facts.framing == Framing::Chunked { Encoding::Chunked } else { Encoding::Plain };
+    let mut upload = Pump::new(Vec::new(), request.facts.framing, encoding, limit);
+    let retries = request.passage.service().config.retries as usize;
+    let mut failed: Vec<Arc<Endpoint>> = Vec::new();
+    loop {
+        let lease = match choose(client, &mut request, &failed).await {
+            Ok(lease) => lease,
+            Err(failure) => return give_up(client, request, &failure, Progress::default(), None).await,
+        };
+        let mut attempt = attempt(client, &mut request, &mut upload, &lease, failed.is_empty()).await;
+        match attempt.result {
+            Ok(Done::Answered { client_closes, .. }) => {
+                finish(client, *request, &attempt.progress, Some(lease.endpoint()), None);
+                return if !client_closes {
+                    Next::Request
+                } else if upload.is_read() && client.buffer.is_empty() {
+                    Next::Close
+                } else {
+                    Next::CloseGently
+                };
+            }
+            Ok(Done::Upgraded { to_client }) => {
+                return tunnel(client, *request, lease, attempt.origin.take(), to_client);
+            }
+            Err(failure) if failed.len() < retries && may_repeat(&request, &upload, &failure, &attempt.progress) => {
+                request.passage.service().stats.retries.fetch_add(1, Ordering::Relaxed);
+                tracing::debug!(endpoint = %lease.endpoint().name(), error = %failure, "retrying");
+                failed.push(lease.endpoint().clone());
+            }
+            Err(failure) => return give_up(client, request, &failure, attempt.progress, Some(&lease)).await,
+        }
+    }
+}
+
+/// The exchange becomes a tunnel, in a task of its own that is as small as a tunnel is.
+fn tunnel(client: &mut Client, mut request: Request, lease: Lease, origin: Option<Stream>, to_client: Vec<u8>) -> Next {
+    let Some(origin) = origin else { return Next::Abort };
+    let to_origin = client.buffer.filled().to_vec();
+    client.buffer.consume(to_origin.len());
+    request.passage.turn(Kind::WebSocket);
+    let passage = finish_head(client, request, lease.endpoint());
+    Next::Tunnel(Box::new(Tunnel::new(origin, passage, lease, to_origin, to_client)))
+}
+
+/// Accounts for the handshake; what the tunnel does is no longer part of it.
+fn finish_head(client: &Client, request: Request, endpoint: &Endpoint) -> Passage {
+    let Request { facts, passage, .. } = request;
+    let took = facts.started.elapsed();
+    passage.stats().done(Class::Status(101), took);
+    write_line(client, facts, Some(endpoint), &Progress { status: 101, ..Progress::default() }, took, None);
+    passage
+}
+
+/// Answers with a reply of our own, if the client can still be answered.
+async fn give_up(
+    client: &mut Client,
+    mut request: Box<Request>,
+    failure: &Failure,
+    mut progress: Progress,
+    lease: Option<&Lease>,
+) -> Next {
+    let endpoint = lease.map(Lease::endpoint);
+    if matches!(failure, Failure::Cut) {
+        request.passage.cut();
+    }
+    note(&request, failure, endpoint);
+    let is_begun = progress.status != 0;
+    let reply = if is_begun || progress.was_mid_head { None } else { Reply::to(failure) };
+    let Some(reply) = reply else {
+        if !is_begun {
+            progress.status = 499;
+        }
+        finish(client, *request, &progress, endpoint, Some(failure));
+        return if progress.close_would_look_whole { Next::Abort } else { Next::Close };
+    };
+    let mut wish = request.facts.wish.clone();
+    // What the origin was sent of the request, and what it did with it, is not known any more.
+    let has_body = request.facts.framing != Framing::Empty;
+    wish.closes |= has_body || progress.was_answering || client.seat.is_leaving();
+    (progress.status, progress.bytes) = (reply.status, reply.octets(&wish));
+    finish(client, *request, &progress, endpoint, Some(failure));
+    match (super::connection::send(client, reply.bytes(&wish)).await, wish.closes) {
+        (true, false) => Next::Request,
+        (true, true) => Next::CloseGently,
+        (false, _) => Next::Close,
+    }
+}
+
+/// A client's fault is not our error; an origin's is worth a line.
+fn note(request: &Request, failure: &Failure, endpoint: Option<&Arc<Endpoint>>) {
+    let service = &request.passage.service().config.name;
+    let endpoint = endpoint.map(|endpoint| endpoint.name().to_string());
+    let cause = std::error::Error::source(failure).map(ToString::to_string);
+    match failure.side() {
+        Side::Client => tracing::debug!(%service, endpoint, error = %failure, cause, "request failed"),
+        Side::Origin | Side::Us => tracing::warn!(%service, endpoint, error = %failure, cause, "request failed"),
+    }
+}
+
+/// Accounts for a request whose answer is over, and leaves the generation.
+fn finish(
+    client: &Client,
+    request: Request,
+    progress: &Progress,
+    endpoint: Option<&Arc<Endpoint>>,
+    failure: Option<&Failure>,
+) {
+    let Request { facts, passage, .. } = request;
+    let took = facts.started.elapsed();
+    let is_broken = failure.is_some_and(|failure| failure.side() != Side::Client) && progress.was_answering;
+    let class = if is_broken { Class::Cut } else { Class::Status(progress.status) };
+    passage.stats().done(class, took);
+    write_line(client, facts, endpoint.map(|endpoint| &**endpoint), progress, took, failure);
+    client.seat.rest();
+}
+
+fn write_line(
+    client: &Client,
+    facts: Facts,
+    endpoint: Option<&Endpoint>,
+    progress: &Progress,
+    took: std::time::Duration,
+    failure: Option<&Failure>,
+) {
+    let (Some(access), Some(mut line)) = (&client.worker.access, facts.line) else { return };
+    line.status = progress.status;
+    line.bytes = progress.bytes;
+    line.took_us = log::micros(took);
+    line.endpoint = endpoint.map(|endpoint| endpoint.name().to_string());
+    line.error = failure.map(ToString::to_string);
+    access.log(*line);
+}

@@ -1,0 +1,386 @@
+//! Which header fields go on, and the heads that are sent.
+//!
+//! Names keep their spelling and fields their order. What belongs to one hop only is dropped both ways, `X-Forwarded-*`
+//! and `X-Request-Id` are set on the way in, and on the way out nothing is added but what the framing needs.
+
+use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
+
+use crate::config::{HostHeader, Listener, Service};
+use crate::http::body::{Encoding, push_field};
+use crate::http::head::{AnswerHead, Framing, Known, RequestHead, split_port, tokens};
+use crate::service::Service as Live;
+
+/// The id of a request, in the `X-Request-Id` field.
+#[derive(Clone, Debug)]
+pub(crate) enum RequestId {
+    /// Of a trusted peer.
+    Given(Box<[u8]>),
+    New([u8; 32]),
+}
+
+impl RequestId {
+    /// Visible ASCII.
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        match self {
+            RequestId::Given(id) => id,
+            RequestId::New(id) => id,
+        }
+    }
+}
+
+const MAX_REQUEST_ID: usize = 128;
+
+/// The two digits of every octet.
+const HEX: [[u8; 2]; 256] = {
+    let digits = b"0123456789abcdef";
+    let mut table = [[0; 2]; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        table[byte] = [digits[byte >> 4], digits[byte & 0xf]];
+        byte += 1;
+    }
+    table
+};
+
+/// Where a request came in.
+#[derive(Debug)]
+pub(crate) struct Origin<'a> {
+    /// `None` on a unix socket.
+    pub(crate) peer: Option<IpAddr>,
+    pub(crate) is_trusted: bool,
+    /// The port that the client connected to.
+    pub(crate) port: Option<u16>,
+    pub(crate) proto: &'a str,
+}
+
+/// Whether the forwarding headers of `peer` are believed.
+pub(crate) fn is_trusted(listener: &Listener, peer: Option<IpAddr>) -> bool {
+    peer.is_some_and(|peer| listener.trusted_proxies.iter().any(|net| net.contains(&peer)))
+}
+
+/// The address of the client: the right-most one that is not a trusted proxy's.
+pub(crate) fn client_address(listener: &Listener, head: &RequestHead<'_>, peer: Option<IpAddr>) -> Option<IpAddr> {
+    let mut client = peer?;
+    let fields = head.headers.iter().filter(|header| Known::of(header.name) == Known::ForwardedFor);
+    let mut hops: Vec<&[u8]> = fields.flat_map(|header| tokens(header.value)).collect();
+    while is_trusted(listener, Some(client))
+        && let Some(hop) = hops.pop().and_then(parse_hop)
+    {
+        client = hop;
+    }
+    Some(client)
+}
+
+/// An address as `X-Forwarded-For` writes it, with or without a port.
+fn parse_hop(hop: &[u8]) -> Option<IpAddr> {
+    let text = std::str::from_utf8(hop).ok()?;
+    text.parse().ok().or_else(|| text.parse::<SocketAddr>().ok().map(|address| address.ip()))
+}
+
+/// The request's own id if it may be believed, else a new one.
+pub(crate) fn request_id(head: &RequestHead<'_>, is_trusted: bool) -> RequestId {
+    let is_sane =
+        |value: &&[u8]| !value.is_empty() && value.len() <= MAX_REQUEST_ID && value.iter().all(u8::is_ascii_graphic);
+    match head.request_id.filter(is_sane) {
+        Some(id) if is_trusted => RequestId::Given(id.into()),
+        _ => new_request_id(),
+    }
+}
+
+pub(crate) fn new_request_id() -> RequestId {
+    let mut id = [0; 32];
+    for (digits, byte) in id.chunks_exact_mut(2).zip(fastrand::u128(..).to_le_bytes()) {
+        digits.copy_from_slice(&HEX[usize::from(byte)]);
+    }
+    RequestId::New(id)
+}
+
+/// A request head as the origin gets it.
+#[derive(Debug)]
+pub(crate) struct Outgoing {
+    bytes: Vec<u8>,
+    /// Where the value of `Host` stands in it.
+    host: Range<usize>,
+}
+
+impl Outgoing {
+    /// The bytes for an origin that wants `host`; without it, for any origin, to be had once.
+    pub(crate) fn take(&mut self, host: Option<&str>) -> Option<Vec<u8>> {
+        let Some(host) = host else { return (!self.bytes.is_empty()).then(|| std::mem::take(&mut self.bytes)) };
+        let (before, after) = (&self.bytes[..self.host.start], &self.bytes[self.host.end..]);
+        Some([before, host.as_bytes(), after].concat())
+    }
+}
+
+/// Writes the head for the origin. `strip` octets are taken off the front of the path.
+pub(crate) fn outgoing(
+    head: &RequestHead<'_>,
+    service: &Service,
+    origin: &Origin<'_>,
+    strip: usize,
+    id: &RequestId,
+) -> Outgoing {
+    let mut bytes = Vec::with_capacity(1024);
+    let out = &mut bytes;
+    out.extend_from_slice(head.method.as_bytes());
+    out.push(b' ');
+    push_target(out, head.target, strip);
+    out.extend_from_slice(b" HTTP/1.1\r\nHost: ");
+    let start = out.len();
+    out.extend_from_slice(match &service.host {
+        HostHeader::Preserve | HostHeader::Upstream => head.host,
+        HostHeader::Fixed(host) => host.as_bytes(),
+    });
+    let host = start..out.len();
+    out.extend_from_slice(b"\r\n");
+    push_request_fields(out, head, origin);
+    push_forwarded(out, head, origin);
+    push_field(out, "X-Request-Id", id.as_bytes());
+    if head.framing == Framing::Chunked {
+        out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
+    }
+    match (head.websocket_key.is_some(), head.accepts_trailers) {
+        (true, _) => out.extend_from_slice(b"Connection: Upgrade\r\nUpgrade: websocket\r\n"),
+        (false, true) => out.extend_from_slice(b"Connection: TE\r\nTE: trailers\r\n"),
+        (false, false) => {}
+    }
+    out.extend_from_slice(b"\r\n");
+    Outgoing { bytes, host }
+}
+
+fn push_target(out: &mut Vec<u8>, target: &str, strip: usize) {
+    let rest = target.get(strip..).unwrap_or(target);
+    if !rest.starts_with('/') && rest != "*" {
+        out.push(b'/');
+    }
+    out.extend_from_slice(rest.as_bytes());
+}
+
+/// The client's own fields, without those of this hop and those that are written anew.
+fn push_request_fields(out: &mut Vec<u8>, head: &RequestHead<'_>, origin: &Origin<'_>) {
+    for header in head.headers {
+        let goes_on = match Known::of(header.name) {
+            Known::Host
+            | Known::Connection
+            | Known::KeepAlive
+            | Known::ProxyConnection
+            | Known::Upgrade
+            | Known::Te
+            | Known::TransferEncoding
+            | Known::RequestId
+            | Known::ForwardedFor => false,
+            Known::Expect => !head.is_http_10,
+            Known::Forwarded | Known::ForwardedProto | Known::ForwardedHost | Known::ForwardedPort => origin.is_trusted,
+            _ => !is_named(&head.named_by_connection, header.name),
+        };
+        if goes_on {
+            push_field(out, header.name, header.value);
+        }
+    }
+}
+
+fn push_forwarded(out: &mut Vec<u8>, head: &RequestHead<'_>, origin: &Origin<'_>) {
+    out.extend_from_slice(b"X-Forwarded-For: ");
+    if origin.is_trusted {
+        let earlier = head.headers.iter().filter(|header| Known::of(header.name) == Known::ForwardedFor);
+        for header in earlier {
+            out.extend_from_slice(header.value);
+            out.extend_from_slice(b", ");
+        }
+    }
+    push_address(out, origin.peer);
+    out.extend_from_slice(b"\r\n");
+    let is_given = |name: &str| origin.is_trusted && head.header(name).is_some();
+    if !is_given("x-forwarded-proto") {
+        push_field(out, "X-Forwarded-Proto", origin.proto.as_bytes());
+    }
+    if !is_given("x-forwarded-host") {
+        push_field(out, "X-Forwarded-Host", head.host);
+    }
+    if let Some(port) = origin.port
+        && !is_given("x-forwarded-port")
+    {
+        push_field(out, "X-Forwarded-Port", itoa::Buffer::new().format(port).as_bytes());
+    }
+}
+
+fn push_address(out: &mut Vec<u8>, address: Option<IpAddr>) {
+    match address {
+        Some(IpAddr::V4(address)) => {
+            for (place, octet) in address.octets().into_iter().enumerate() {
+                if place > 0 {
+                    out.push(b'.');
+                }
+                out.extend_from_slice(itoa::Buffer::new().format(octet).as_bytes());
+            }
+        }
+        Some(IpAddr::V6(address)) => out.extend_from_slice(address.to_string().as_bytes()),
+        None => out.extend_from_slice(b"unknown"),
+    }
+}
+
+/// How the client gets an answer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Delivery {
+    pub(crate) encoding: Encoding,
+    /// The connection does not go on after it.
+    pub(crate) closes: bool,
+    pub(crate) to_http_10: bool,
+}
+
+/// Writes the head of an answer for the client.
+pub(crate) fn incoming(head: &AnswerHead<'_>, delivery: Delivery, color: Option<&Live>) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(1024);
+    let out = &mut bytes;
+    push_status_line(out, head.status, head.reason);
+    for header in head.headers {
+        let goes_on = match Known::of(header.name) {
+            Known::Connection
+            | Known::KeepAlive
+            | Known::ProxyConnection
+            | Known::Upgrade
+            | Known::TransferEncoding => false,
+            _ => !is_named(&head.named_by_connection, header.name),
+        };
+        if goes_on {
+            push_field(out, header.name, header.value);
+        }
+    }
+    push_hop(out, head, delivery);
+    if let Some(service) = color.filter(|service| service.config.expose_color) {
+        push_field(out, "X-Teal-Color", service.active.as_str().as_bytes());
+        push_field(out, "X-Teal-Generation", itoa::Buffer::new().format(service.number).as_bytes());
+    }
+    out.extend_from_slice(b"\r\n");
+    bytes
+}
+
+pub(crate) fn push_status_line(out: &mut Vec<u8>, status: u16, reason: &str) {
+    out.extend_from_slice(b"HTTP/1.1 ");
+    out.extend_from_slice(itoa::Buffer::new().format(status).as_bytes());
+    out.push(b' ');
+    out.extend_from_slice(reason.as_bytes());
+    out.extend_from_slice(b"\r\n");
+}
+
+/// The fields of this hop.
+fn push_hop(out: &mut Vec<u8>, head: &AnswerHead<'_>, delivery: Delivery) {
+    if head.upgrades_to_websocket {
+        out.extend_from_slice(b"Connection: Upgrade\r\nUpgrade: websocket\r\n");
+        return;
+    }
+    if head.status < 200 {
+        return;
+    }
+    if delivery.encoding == Encoding::Chunked {
+        out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
+    }
+    if delivery.closes {
+        out.extend_from_slice(b"Connection: close\r\n");
+    } else if delivery.to_http_10 {
+        out.extend_from_slice(b"Connection: keep-alive\r\n");
+    }
+}
+
+fn is_named(named: &[&[u8]], name: &str) -> bool {
+    named.iter().any(|named| named.eq_ignore_ascii_case(name.as_bytes()))
+}
+
+/// The value of a cookie.
+pub(crate) fn cookie<'a>(head: &RequestHead<'a>, name: &str) -> Option<&'a [u8]> {
+    let fields = head.headers.iter().filter(|header| header.name.eq_ignore_ascii_case("cookie"));
+    let mut pairs = fields.flat_map(|header| header.value.split(|&byte| byte == b';')).map(<[u8]>::trim_ascii);
+    pairs.find_map(|pair| pair.strip_prefix(name.as_bytes())?.strip_prefix(b"="))
+}
+
+/// `host` without its port, for a redirect.
+pub(crate) fn without_port(host: &[u8]) -> &[u8] {
+    split_port(host).0
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use crate::config::{Config, parse};
+    use crate::http::head::parse_request;
+
+    use super::*;
+
+    fn config(listener: &str) -> Config {
+        let text = format!(
+            "[[listeners]]\nlisten = \"127.0.0.1:0\"\n{listener}\n[services.a]\nblue = [\"127.0.0.1:1\"]\n\
+             [[routes]]\npath = \"/\"\nservice = \"a\"\n"
+        );
+        parse(&text, Path::new("test.toml")).expect("a valid configuration")
+    }
+
+    fn with_head<T>(config: &Config, fields: &str, look: impl FnOnce(&RequestHead<'_>) -> T) -> T {
+        let head = format!("GET /a/b?c HTTP/1.1\r\nHost: shop\r\n{fields}\r\n");
+        let parsed = parse_request(head.as_bytes(), &config.listeners[0].limits, |head, _| look(head));
+        parsed.expect("a valid head").expect("a whole head")
+    }
+
+    #[test]
+    fn the_client_is_the_first_from_the_right_that_nobody_vouches_for() {
+        let config = config("trusted_proxies = [\"10.0.0.0/8\", \"::1\"]");
+        let cases = [
+            ("9.9.9.9", "1.1.1.1", "9.9.9.9"),
+            ("10.0.0.1", "", "10.0.0.1"),
+            ("10.0.0.1", "1.1.1.1, 2.2.2.2", "2.2.2.2"),
+            ("10.0.0.1", "1.1.1.1, 2.2.2.2, 10.0.0.2", "2.2.2.2"),
+            ("10.0.0.1", "10.0.0.3, 10.0.0.2", "10.0.0.3"),
+            ("10.0.0.1", "1.1.1.1, garbage, 10.0.0.2", "10.0.0.2"),
+            ("10.0.0.1", "1.1.1.1:55555", "1.1.1.1"),
+            ("::1", "2001:db8::1", "2001:db8::1"),
+            ("::1", "[2001:db8::1]:55555", "2001:db8::1"),
+        ];
+        for (peer, forwarded, client) in cases {
+            let fields = format!("X-Forwarded-For: {forwarded}\r\n");
+            let peer = peer.parse().expect("an address");
+            let found = with_head(&config, &fields, |head| client_address(&config.listeners[0], head, Some(peer)));
+            assert_eq!(found, client.parse().ok(), "{peer} for {forwarded:?}");
+        }
+    }
+
+    #[test]
+    fn only_a_sane_id_of_a_trusted_peer_is_kept() {
+        let config = config("");
+        let long = "x".repeat(MAX_REQUEST_ID + 1);
+        for (given, is_trusted, is_kept) in
+            [("abc", true, true), ("abc", false, false), ("", true, false), ("a b", true, false), (&long, true, false)]
+        {
+            let fields = format!("X-Request-Id: {given}\r\n");
+            let id = with_head(&config, &fields, |head| request_id(head, is_trusted));
+            assert_eq!(id.as_bytes() == given.as_bytes(), is_kept, "{given:?}");
+            assert!(is_kept || id.as_bytes().len() == 32);
+        }
+    }
+
+    #[test]
+    fn a_cookie_is_found_by_its_whole_name() {
+        let config = config("");
+        let fields = "Cookie: asid=1; sid2=2;sid=3; sid=4\r\ncookie: x=y=z\r\n";
+        let found = |name: &str| with_head(&config, fields, |head| cookie(head, name).map(<[u8]>::to_vec));
+        assert_eq!(found("sid"), Some(b"3".to_vec()));
+        assert_eq!(found("x"), Some(b"y=z".to_vec()));
+        assert_eq!((found("SID"), found("si"), found("")), (None, None, None));
+    }
+
+    #[test]
+    fn a_head_for_an_origin_is_written_in_order() {
+        let config = config("");
+        let origin = Origin { peer: "::1".parse().ok(), is_trusted: false, port: Some(8080), proto: "http" };
+        let fields = "Accept: a\r\nConnection: Gone\r\nGone: 1\r\nx-forwarded-for: 1.1.1.1\r\nZ: z\r\n";
+        let id = RequestId::Given(b"id".as_slice().into());
+        let service = &config.services["a"];
+        let mut outgoing = with_head(&config, fields, |head| outgoing(head, service, &origin, 2, &id));
+        let rest = "Accept: a\r\nZ: z\r\nX-Forwarded-For: ::1\r\nX-Forwarded-Proto: http\r\n\
+                    X-Forwarded-Host: shop\r\nX-Forwarded-Port: 8080\r\nX-Request-Id: id\r\n\r\n";
+        let text = |bytes: Option<Vec<u8>>| String::from_utf8(bytes.expect("a head")).expect("a text");
+        assert_eq!(text(outgoing.take(Some("other:1"))), format!("GET /b?c HTTP/1.1\r\nHost: other:1\r\n{rest}"));
+        assert_eq!(text(outgoing.take(None)), format!("GET /b?c HTTP/1.1\r\nHost: shop\r\n{rest}"));
+        assert_eq!(outgoing.take(None), None);
+    }
+}

@@ -1,0 +1,75 @@
+//! One HTTP/1.1 connection of a client, and the requests on it.
+//!
+//! [`connection`] reads heads and keeps the connection's timeouts; [`forward`] is the life of one request, [`attempt`] one
+//! try of it at an endpoint; [`exchange`] moves it to the origin and the answer back. The codec is our own, on both sides,
+//! so that every octet has one meaning ([`head`], [`body`]) and spelling and order of header fields survive ([`headers`]).
+//! [`reply`] makes the answers that come from teal itself.
+
+mod attempt;
+mod body;
+mod buffer;
+mod connection;
+mod exchange;
+mod forward;
+mod head;
+mod headers;
+mod log;
+mod reply;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::access::AccessLog;
+use crate::config;
+use crate::metrics::ListenerStats;
+use crate::net::Stream;
+use crate::roster::{Roster, Seat};
+use crate::state::State;
+
+pub use connection::serve;
+
+/// What the requests of one worker share.
+#[derive(Debug)]
+pub struct Worker {
+    /// Place among the workers, from 0.
+    pub id: usize,
+    pub state: Arc<State>,
+    pub roster: Arc<Roster>,
+    pub access: Option<Arc<AccessLog>>,
+}
+
+/// A client's connection and what was read of it.
+#[derive(Debug)]
+pub struct Client {
+    stream: Stream,
+    buffer: buffer::Buffer,
+    seat: Seat,
+    worker: Arc<Worker>,
+    listener: Arc<config::Listener>,
+    stats: Arc<ListenerStats>,
+    /// `None` on a unix socket.
+    peer: Option<IpAddr>,
+    /// Where it came in; `None` on a unix socket.
+    port: Option<u16>,
+    /// Gives the connection's place in the limits back when dropped.
+    _permit: Box<dyn Send + Sync + std::fmt::Debug>,
+}
+
+impl Client {
+    /// `peer` and `port` are `None` on a unix socket; `permit` is the connection's place in the limits, given back when it
+    /// is dropped.
+    #[expect(clippy::too_many_arguments, reason = "each is one fact of the connection, named where it is stored")]
+    pub fn new(
+        stream: Stream,
+        peer: Option<IpAddr>,
+        port: Option<u16>,
+        seat: Seat,
+        worker: Arc<Worker>,
+        listener: Arc<config::Listener>,
+        stats: Arc<ListenerStats>,
+        permit: Box<dyn Send + Sync + std::fmt::Debug>,
+    ) -> Client {
+        let buffer = buffer::Buffer::default();
+        Client { stream, buffer, seat, worker, listener, stats, peer, port, _permit: permit }
+    }
+}

@@ -1,0 +1,94 @@
+//! A byte stream to a client or an origin: TCP or a unix socket, behind one type.
+
+use std::cell::RefCell;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use rustix::net::RecvFlags;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+
+/// Size of the scratch space in which bodies and tunnels are moved.
+const SCRATCH: usize = 64 * 1024;
+
+thread_local! {
+    static SPACE: RefCell<Vec<u8>> = RefCell::new(vec![0; SCRATCH]);
+}
+
+/// Runs `use_it` with the worker's scratch space, which holds garbage before and after.
+pub fn with_scratch<T>(use_it: impl FnOnce(&mut [u8]) -> T) -> T {
+    SPACE.with_borrow_mut(|space| use_it(space))
+}
+
+/// A connected socket.
+#[derive(Debug)]
+pub enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Stream {
+    /// Reads into `buffer`, which must not be empty; 0 is the end of the stream.
+    pub fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        let mut buffer = ReadBuf::new(buffer);
+        let result = match self {
+            Stream::Tcp(stream) => Pin::new(stream).poll_read(cx, &mut buffer),
+            Stream::Unix(stream) => Pin::new(stream).poll_read(cx, &mut buffer),
+        };
+        ready!(result)?;
+        Poll::Ready(Ok(buffer.filled().len()))
+    }
+
+    pub fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self {
+            Stream::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Stream::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    /// Sends the end of the stream; the other direction stays open.
+    pub fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Stream::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+
+    /// Resolves when there is something to read, or the end.
+    pub fn poll_read_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Stream::Tcp(stream) => stream.poll_read_ready(cx),
+            Stream::Unix(stream) => stream.poll_read_ready(cx),
+        }
+    }
+
+    /// Whether nothing has come in: neither bytes nor the end. An idle connection to be used again must be quiet.
+    pub fn is_quiet(&self) -> bool {
+        let mut probe = [0];
+        let result = match self {
+            Stream::Tcp(stream) => stream.try_read(&mut probe),
+            Stream::Unix(stream) => stream.try_read(&mut probe),
+        };
+        matches!(result, Err(e) if e.kind() == io::ErrorKind::WouldBlock)
+    }
+
+    /// Whether bytes or the end have come in, as the system knows it: the runtime may not have been told yet.
+    pub fn has_input(&self) -> bool {
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        let mut probe = [0];
+        let result = match self {
+            Stream::Tcp(stream) => rustix::net::recv(stream, &mut probe, flags),
+            Stream::Unix(stream) => rustix::net::recv(stream, &mut probe, flags),
+        };
+        !matches!(result, Err(rustix::io::Errno::WOULDBLOCK))
+    }
+
+    /// Makes the coming close a reset, so that a body that only the close would end is seen to be broken.
+    pub fn abort_on_close(&self) {
+        if let Stream::Tcp(stream) = self {
+            let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
+        }
+    }
+}

@@ -1,0 +1,518 @@
+//! The one writer: takes commands one by one, makes the next snapshot, stores it, answers.
+//!
+//! The order of a switch is: decide, commit to the store, store the snapshot, answer. A failure before the store leaves no
+//! trace; what was answered is on disk.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::mpsc;
+
+use crate::config::{self, Address, ByColor, Color, Config, Upstream};
+use crate::drain::{Drain, Leaving, rfc3339};
+use crate::metrics::ServiceStats;
+use crate::roster::Roster;
+use crate::router::Router;
+use crate::service::{Kind, Service, new_generation};
+use crate::state::receipt::{Receipt, Record, ServiceSwitch};
+use crate::state::switch::{Refusal, Step, SwitchRequest, Trigger};
+use crate::state::{Command, Resolved, Snapshot, State, Wanted};
+use crate::store::{Entry, Store, StoreError, Stored};
+use crate::upstream::{Endpoint, Pool, Vacancy};
+
+/// Owned by its task; what it knows besides the snapshot is what the store knows.
+pub(super) struct Writer {
+    store: Arc<Store>,
+    rosters: Arc<[Arc<Roster>]>,
+    stored: BTreeMap<String, Stored>,
+}
+
+impl Writer {
+    /// Reads the store, decides the color of each service, and records the decision.
+    pub(super) fn open(
+        config: Config,
+        store: Arc<Store>,
+        rosters: Arc<[Arc<Roster>]>,
+    ) -> Result<(Writer, Snapshot), StoreError> {
+        let mut stored = store.services()?;
+        let changes: Vec<_> = config.services.values().filter_map(|service| on_start(service, &stored)).collect();
+        if !changes.is_empty() {
+            store.commit(&changes, None, None)?;
+            stored.extend(changes);
+        }
+        let snapshot = snapshot(Arc::new(config), None, &stored, rosters.len());
+        Ok((Writer { store, rosters, stored }, snapshot))
+    }
+
+    pub(super) async fn run(mut self, state: Weak<State>, mut inbox: mpsc::Receiver<Command>) {
+        while let Some(command) = inbox.recv().await {
+            let Some(state) = state.upgrade() else { return };
+            // A caller that no longer listens has lost its answer, not the effect.
+            match command {
+                Command::Switch(request, called, reply) => {
+                    let _ = reply.send(self.switch(&state, request, called).await);
+                }
+                Command::Reload(config, reply) => {
+                    let _ = reply.send(self.reload(&state, *config).await);
+                }
+                Command::Resolved(resolved, reply) => {
+                    self.resolve(&state, resolved);
+                    let _ = reply.send(());
+                }
+            }
+        }
+    }
+
+    async fn switch(&mut self, state: &Arc<State>, request: SwitchRequest, called: Instant) -> Answer {
+        let result = self.try_switch(state, &request, called).await;
+        match &result {
+            Ok(record) => log_done(state, &record.receipt()),
+            Err(refusal) => {
+                log_refused(state, &request, refusal);
+                if request.trigger == Trigger::Config {
+                    let why = refusal.to_string();
+                    request.aims.keys().for_each(|name| state.set_refused(name, Some(why.clone())));
+                }
+            }
+        }
+        result
+    }
+
+    async fn try_switch(&mut self, state: &Arc<State>, request: &SwitchRequest, called: Instant) -> Answer {
+        if let Some(record) = self.done_before(state, request).await? {
+            return Ok(record);
+        }
+        let steps = request.plan(&state.load(), &self.stored)?;
+        let mut receipt = self.receipt(request, &steps);
+        if request.dry_run || steps.is_empty() {
+            receipt.took_us = micros_since(called);
+            return Ok(Arc::new(Record::new(receipt, None)));
+        }
+        let changes = changes(request, &steps);
+        self.commit(&changes, &receipt, request).await?;
+        self.stored.extend(changes);
+        let drain = self.put_into_effect(state, &steps);
+        receipt.took_us = micros_since(called);
+        let record = Arc::new(Record::new(receipt, drain));
+        state.remember(record.clone());
+        steps.iter().for_each(|step| state.set_refused(&step.service.config.name, None));
+        self.watch_drain(state, &record);
+        Ok(record)
+    }
+
+    /// The record of an earlier request with the same key.
+    async fn done_before(&self, state: &State, request: &SwitchRequest) -> Result<Option<Arc<Record>>, Refusal> {
+        let Some(key) = request.key.clone().filter(|_| !request.dry_run) else { return Ok(None) };
+        let found = self.blocking({
+            let key = key.clone();
+            move |store| {
+                let Some((fingerprint, id)) = store.key(&key)? else { return Ok(None) };
+                Ok(Some((fingerprint, store.receipt(&id)?, id)))
+            }
+        });
+        let Some((fingerprint, json, id)) = found.await? else { return Ok(None) };
+        if fingerprint != request.fingerprint() {
+            return Err(Refusal::KeyReused(key));
+        }
+        let stored = || Some(Arc::new(Record::new(serde_json::from_str(&json?).ok()?, None)));
+        Ok(state.record(&id).or_else(stored))
+    }
+
+    fn receipt(&self, request: &SwitchRequest, steps: &[Step]) -> Receipt {
+        let switched = |step: &Step| ServiceSwitch {
+            service: step.service.config.name.to_string(),
+            from: step.service.active,
+            to: step.to,
+            generation: step.service.number + 1,
+        };
+        Receipt {
+            id: new_id(),
+            at: rfc3339(SystemTime::now()),
+            trigger: request.trigger,
+            actor: request.actor.clone(),
+            reason: request.reason.clone(),
+            took_us: 0,
+            dry_run: request.dry_run,
+            services: steps.iter().map(switched).collect(),
+            drain: None,
+        }
+    }
+
+    async fn commit(
+        &self,
+        changes: &[(String, Stored)],
+        receipt: &Receipt,
+        request: &SwitchRequest,
+    ) -> Result<(), StoreError> {
+        let json = serde_json::to_string(receipt).expect("a receipt has string keys only");
+        let entry = Entry { id: receipt.id.clone(), json };
+        let key = request.key.clone().map(|key| (key, request.fingerprint()));
+        let changes = changes.to_vec();
+        self.blocking(move |store| {
+            let key = key.as_ref().map(|(key, fingerprint)| (key.as_str(), fingerprint.as_str()));
+            store.commit(&changes, Some(&entry), key)
+        })
+        .await
+    }
+
+    /// The one store of the switch, and the drain of what it left behind.
+    fn put_into_effect(&self, state: &State, steps: &[Step]) -> Option<Arc<Drain>> {
+        let before = state.snapshot.load_full();
+        let mut services = before.services.clone();
+        for step in steps {
+            if let Some(place) = before.places.get(&step.service.config.name) {
+                services[*place] = Arc::new(self.switched(&step.service, step.to));
+            }
+        }
+        let (config, places, router) = (before.config.clone(), before.places.clone(), before.router.clone());
+        drop(before);
+        state.publish(Snapshot { config, services, places, router });
+        for step in steps {
+            step.service.active_pool().vacancy().announce();
+        }
+        (!steps.is_empty()).then(|| Arc::new(Drain::new(steps.iter().map(|step| leaving(&step.service)).collect())))
+    }
+
+    fn switched(&self, service: &Service, to: Color) -> Service {
+        Service {
+            config: service.config.clone(),
+            active: to,
+            number: service.number + 1,
+            generation: new_generation(self.rosters.len()),
+            pools: service.pools.clone(),
+            stats: service.stats.clone(),
+        }
+    }
+
+    fn watch_drain(&self, state: &Arc<State>, record: &Arc<Record>) {
+        let Some(drain) = record.drain().cloned() else { return };
+        let (weak, record, store) = (Arc::downgrade(state), record.clone(), self.store.clone());
+        let rosters = self.rosters.clone();
+        state.drains.spawn(async move {
+            drain.clone().run(rosters).await;
+            if let Some(state) = weak.upgrade() {
+                count_drain(&state, &drain);
+            }
+            log_drained(&record.receipt());
+            keep_receipt(store, &record).await;
+        });
+    }
+
+    /// Everything but the colors, which are returned.
+    async fn reload(&mut self, state: &Arc<State>, config: Config) -> Result<Vec<Wanted>, StoreError> {
+        let changes: Vec<_> = config.services.values().filter_map(|service| on_reload(service, &self.stored)).collect();
+        if !changes.is_empty() {
+            let committed = changes.clone();
+            self.blocking(move |store| store.commit(&committed, None, None)).await?;
+            self.stored.extend(changes);
+        }
+        let before = state.snapshot.load_full();
+        let next = snapshot(Arc::new(config), Some(&before), &self.stored, self.rosters.len());
+        let is_gone = |service: &&Arc<Service>| next.service(&service.config.name).is_none();
+        let removed: Vec<Arc<Service>> = before.services.iter().filter(is_gone).cloned().collect();
+        drop(before);
+        let wanted = self.wanted(&next.config);
+        state.keep_refused(&wanted);
+        self.publish(state, next);
+        self.drain_removed(removed);
+        Ok(wanted)
+    }
+
+    fn wanted(&self, config: &Config) -> Vec<Wanted> {
+        let changed = |service: &&Arc<config::Service>| {
+            self.stored.get(&*service.name).is_some_and(|stored| stored.file_active != service.active)
+        };
+        let wanted = |service: &Arc<config::Service>| Wanted { service: service.name.clone(), to: service.active };
+        config.services.values().filter(changed).map(wanted).collect()
+    }
+
+    fn drain_removed(&self, removed: Vec<Arc<Service>>) {
+        if removed.is_empty() {
+            return;
+        }
+        let drain = Arc::new(Drain::new(removed.iter().map(|service| leaving(service)).collect()));
+        drop(removed);
+        tokio::spawn(drain.run(self.rosters.clone()));
+    }
+
+    /// Gives a name of a pool its addresses; those that stay keep their endpoints.
+    fn resolve(&self, state: &State, resolved: Resolved) {
+        let before = state.snapshot.load_full();
+        let Some(service) = before.service(&resolved.service) else { return };
+        let pool = &service.pools[resolved.color];
+        if !service.config.pools[resolved.color].contains(&resolved.name) || has_addresses(pool, &resolved) {
+            return;
+        }
+        let mut names: HashMap<Upstream, Vec<Address>> = HashMap::new();
+        for endpoint in pool.endpoints() {
+            names.entry(endpoint.upstream().clone()).or_default().push(endpoint.address().clone());
+        }
+        names.insert(resolved.name, resolved.addresses.into_iter().map(Address::Tcp).collect());
+        let list = &service.config.pools[resolved.color];
+        let mut next = Service {
+            config: service.config.clone(),
+            active: service.active,
+            number: service.number,
+            generation: service.generation.clone(),
+            pools: service.pools.clone(),
+            stats: service.stats.clone(),
+        };
+        next.pools[resolved.color] = Arc::new(pool_of(list, &names, Some(pool), pool.vacancy(), self.rosters.len()));
+        let mut services = before.services.clone();
+        if let Some(place) = before.places.get(&resolved.service) {
+            services[*place] = Arc::new(next);
+        }
+        let (config, places, router) = (before.config.clone(), before.places.clone(), before.router.clone());
+        drop(before);
+        self.publish(state, Snapshot { config, services, places, router });
+    }
+
+    fn publish(&self, state: &State, next: Snapshot) {
+        let vacancies: Vec<_> = next.services.iter().map(|service| service.active_pool().vacancy().clone()).collect();
+        state.publish(next);
+        vacancies.iter().for_each(|vacancy| vacancy.announce());
+    }
+
+    /// Runs `work` where it may wait for the disk.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Store) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let store = self.store.clone();
+        match tokio::task::spawn_blocking(move || work(&store)).await {
+            Ok(result) => result,
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        }
+    }
+}
+
+type Answer = Result<Arc<Record>, Refusal>;
+
+impl SwitchRequest {
+    /// What makes two requests the same, whoever sends them.
+    fn fingerprint(&self) -> String {
+        format!("{:?} expect {:?} force {}", self.aims, self.expect, self.force)
+    }
+}
+
+/// What the store has to learn about a switch.
+fn changes(request: &SwitchRequest, steps: &[Step]) -> Vec<(String, Stored)> {
+    let change = |step: &Step| {
+        let stored = Stored {
+            active: step.to,
+            generation: step.service.number + 1,
+            // Whoever switches has the last word: what the file asked for until now, it must ask for again.
+            file_active: step.service.config.active,
+            set_by: request.trigger.as_str().to_owned(),
+            previous: Some(step.service.active),
+            changed_at_ms: now_ms(),
+        };
+        (step.service.config.name.to_string(), stored)
+    };
+    steps.iter().map(change).collect()
+}
+
+/// What the store has to learn about a service when the proxy starts: the file wins if its `active` was changed.
+fn on_start(service: &config::Service, stored: &BTreeMap<String, Stored>) -> Option<(String, Stored)> {
+    let Some(known) = stored.get(&*service.name) else { return on_reload(service, stored) };
+    if known.file_active == service.active {
+        return None;
+    }
+    let mut changed = Stored { file_active: service.active, ..known.clone() };
+    if known.active != service.active {
+        changed.previous = Some(known.active);
+        changed.active = service.active;
+        changed.generation += 1;
+        changed.set_by = Trigger::Config.as_str().to_owned();
+        changed.changed_at_ms = now_ms();
+    }
+    Some((service.name.to_string(), changed))
+}
+
+/// What the store has to learn about a service at a reload: that it is there, or that the file now says what is so.
+fn on_reload(service: &config::Service, stored: &BTreeMap<String, Stored>) -> Option<(String, Stored)> {
+    let name = service.name.to_string();
+    match stored.get(&name) {
+        None => {
+            let first = Stored {
+                active: service.active,
+                generation: 1,
+                file_active: service.active,
+                set_by: Trigger::Config.as_str().to_owned(),
+                previous: None,
+                changed_at_ms: now_ms(),
+            };
+            Some((name, first))
+        }
+        Some(known) if known.active == service.active && known.file_active != service.active => {
+            Some((name, Stored { file_active: service.active, ..known.clone() }))
+        }
+        Some(_) => None,
+    }
+}
+
+fn leaving(service: &Service) -> Leaving {
+    let tally = service.generation.tally().clone();
+    Leaving::new(service.config.name.clone(), service.active, tally, service.config.drain_timeout)
+}
+
+fn snapshot(
+    config: Arc<Config>,
+    before: Option<&Snapshot>,
+    stored: &BTreeMap<String, Stored>,
+    workers: usize,
+) -> Snapshot {
+    let next = |service: &Arc<config::Service>| {
+        let before = before.and_then(|before| before.service(&service.name));
+        Arc::new(next_service(service, before, stored.get(&*service.name), workers))
+    };
+    let services: Vec<Arc<Service>> = config.services.values().map(next).collect();
+    let places: HashMap<Arc<str>, usize> =
+        services.iter().enumerate().map(|(place, service)| (service.config.name.clone(), place)).collect();
+    let router = Arc::new(Router::new(&config.routes, |name| places.get(name).copied()));
+    Snapshot { config, services, places: Arc::new(places), router }
+}
+
+/// The service as a new configuration describes it, with all that outlives a reload.
+fn next_service(
+    config: &Arc<config::Service>,
+    before: Option<&Arc<Service>>,
+    stored: Option<&Stored>,
+    workers: usize,
+) -> Service {
+    let active = stored.map_or(config.active, |stored| stored.active);
+    let vacancy = before.map_or_else(Arc::default, |before| before.pools.blue.vacancy().clone());
+    let pool = |color: Color| {
+        let before = before.map(|before| &*before.pools[color]);
+        let mut names: HashMap<Upstream, Vec<Address>> = HashMap::new();
+        for endpoint in before.iter().flat_map(|pool| pool.endpoints()) {
+            names.entry(endpoint.upstream().clone()).or_default().push(endpoint.address().clone());
+        }
+        Arc::new(pool_of(&config.pools[color], &names, before, &vacancy, workers))
+    };
+    Service {
+        config: config.clone(),
+        active,
+        number: stored.map_or(1, |stored| stored.generation),
+        generation: before.map_or_else(|| new_generation(workers), |before| before.generation.clone()),
+        pools: ByColor::from_fn(pool),
+        stats: before.map_or_else(|| Arc::new(ServiceStats::new(workers)), |before| before.stats.clone()),
+    }
+}
+
+/// The pool of `list`; addresses that were there before keep their endpoints. `names` has the addresses of DNS names.
+fn pool_of(
+    list: &[Upstream],
+    names: &HashMap<Upstream, Vec<Address>>,
+    before: Option<&Pool>,
+    vacancy: &Arc<Vacancy>,
+    workers: usize,
+) -> Pool {
+    let mut endpoints: Vec<Arc<Endpoint>> = Vec::new();
+    let mut unresolved = Vec::new();
+    for upstream in list {
+        let addresses = match upstream {
+            Upstream::Ip(address) => vec![Address::Tcp(*address)],
+            Upstream::Unix(path) => vec![Address::Unix(path.clone())],
+            Upstream::Name { .. } => names.get(upstream).cloned().unwrap_or_default(),
+        };
+        if addresses.is_empty() {
+            unresolved.push(upstream.clone());
+        }
+        for address in addresses {
+            let is_same = |known: &&Arc<Endpoint>| known.upstream() == upstream && *known.address() == address;
+            let known = before.and_then(|before| before.endpoints().iter().find(is_same)).cloned();
+            let new = || Arc::new(Endpoint::new(upstream.clone(), address.clone(), workers, vacancy.clone()));
+            endpoints.push(known.unwrap_or_else(new));
+        }
+    }
+    Pool::new(endpoints, unresolved, vacancy.clone())
+}
+
+/// Whether the pool has just these addresses for the name already. No answer at all keeps what there is.
+fn has_addresses(pool: &Pool, resolved: &Resolved) -> bool {
+    let of_name = pool.endpoints().iter().filter(|endpoint| *endpoint.upstream() == resolved.name);
+    let mut now: Vec<String> = of_name.map(|endpoint| endpoint.address().to_string()).collect();
+    let mut then: Vec<String> = resolved.addresses.iter().map(ToString::to_string).collect();
+    now.sort();
+    then.sort();
+    then.is_empty() || now == then
+}
+
+async fn keep_receipt(store: Arc<Store>, record: &Record) {
+    let json = serde_json::to_string(&record.receipt()).expect("a receipt has string keys only");
+    let entry = Entry { id: record.id().to_owned(), json };
+    let kept = tokio::task::spawn_blocking(move || store.put_receipt(&entry)).await;
+    if let Ok(Err(error)) = kept {
+        tracing::warn!(%error, "the end of a drain could not be recorded");
+    }
+}
+
+fn count_drain(state: &State, drain: &Drain) {
+    for leaving in drain.leaving() {
+        for (kind, report) in Kind::ALL.into_iter().zip(leaving.report()) {
+            state.stats.drained(&leaving.service, kind.as_str(), "finished", report.finished);
+            state.stats.drained(&leaving.service, kind.as_str(), "cut", report.cut);
+        }
+    }
+}
+
+fn log_done(state: &State, receipt: &Receipt) {
+    if receipt.dry_run {
+        return;
+    }
+    state.stats.switch_took(std::time::Duration::from_micros(receipt.took_us));
+    for step in &receipt.services {
+        state.stats.switch(&Arc::from(&*step.service), step.to, receipt.trigger.as_str(), "done");
+        tracing::info!(
+            service = step.service, from = %step.from, to = %step.to, generation = step.generation,
+            trigger = receipt.trigger.as_str(), actor = receipt.actor, reason = receipt.reason,
+            took_us = receipt.took_us, receipt = receipt.id, "switched"
+        );
+    }
+}
+
+fn log_refused(state: &State, request: &SwitchRequest, refusal: &Refusal) {
+    let snapshot = state.load();
+    for (name, aim) in &request.aims {
+        // Only names that exist become labels.
+        if let Some(service) = snapshot.service(name) {
+            let to = match aim {
+                crate::state::Aim::To(color) => *color,
+                crate::state::Aim::Back => service.active.other(),
+            };
+            state.stats.switch(&service.config.name, to, request.trigger.as_str(), "refused");
+        }
+    }
+    tracing::warn!(trigger = request.trigger.as_str(), actor = request.actor, %refusal, "switch refused");
+}
+
+fn log_drained(receipt: &Receipt) {
+    let Some(drain) = &receipt.drain else { return };
+    tracing::info!(
+        receipt = receipt.id,
+        finished = drain.http.finished + drain.sse.finished + drain.websocket.finished,
+        cut = drain.cut(),
+        "drained"
+    );
+}
+
+fn micros_since(start: Instant) -> u64 {
+    u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX)
+}
+
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Ids sort by time.
+fn new_id() -> String {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    let wanted = now_ms() << 12;
+    let last = LAST.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| Some(wanted.max(last + 1)));
+    let id = wanted.max(last.unwrap_or_default() + 1);
+    format!("{id:014x}")
+}
