@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
 /// Size of the scratch space in which bodies and tunnels are moved.
-const SCRATCH: usize = 64 * 1024;
+const SCRATCH: usize = 512 * 1024;
 
 thread_local! {
     static SPACE: RefCell<Vec<u8>> = RefCell::new(vec![0; SCRATCH]);
@@ -90,5 +90,25 @@ impl Stream {
         if let Stream::Tcp(stream) = self {
             let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn input_is_seen_before_the_runtime_is_told() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let mut peer = std::net::TcpStream::connect(listener.local_addr().expect("an address")).expect("a listener");
+        let (socket, _) = listener.accept().expect("a connection");
+        socket.set_nonblocking(true).expect("a TCP socket");
+        // Nothing is awaited here, so the runtime learns nothing.
+        let stream = Stream::Tcp(TcpStream::from_std(socket).expect("a runtime"));
+        assert!(!stream.has_input());
+        peer.write_all(b"x").expect("an open connection");
+        assert!(stream.has_input() && stream.has_input(), "looking takes nothing away");
     }
 }

@@ -197,9 +197,14 @@ pub(crate) enum PumpError {
     TooLarge,
 }
 
+/// How much is read at once at first. It doubles while both sides keep up, since each system call costs as much as
+/// copying many octets, and falls back when the receiver does not: what it has not taken has to be kept.
+const FIRST_READ: usize = 64 * 1024;
+
 /// Moves one message, head first, from a sender to a receiver.
 #[derive(Debug)]
 pub(crate) struct Pump {
+    reach: usize,
     decoder: Decoder,
     encoding: Encoding,
     /// What the receiver has not taken yet, from `at` on.
@@ -216,7 +221,16 @@ impl Pump {
     /// A pump that sends `head` and then the body.
     pub(crate) fn new(head: Vec<u8>, framing: Framing, encoding: Encoding, limit: Option<u64>) -> Pump {
         let decoder = Decoder::new(framing);
-        Pump { decoder, encoding, pending: head, at: 0, moved: 0, limit: limit.unwrap_or(u64::MAX), is_closed: false }
+        Pump {
+            reach: FIRST_READ,
+            decoder,
+            encoding,
+            pending: head,
+            at: 0,
+            moved: 0,
+            limit: limit.unwrap_or(u64::MAX),
+            is_closed: false,
+        }
     }
 
     /// Whether the sender has nothing more to say.
@@ -304,13 +318,14 @@ impl Pump {
         progress: &mut bool,
     ) -> Poll<Result<(), PumpError>> {
         with_scratch(|scratch| {
-            let room = scratch.len().min(self.decoder.wanted());
+            let room = self.reach.min(scratch.len()).min(self.decoder.wanted());
             let count = match ready!(from.poll_read(cx, &mut scratch[..room])) {
                 Ok(0) => return Poll::Ready(self.finish()),
                 Ok(count) => count,
                 Err(error) => return Poll::Ready(Err(PumpError::Sender(Some(error)))),
             };
             *progress = true;
+            let scratch_len = scratch.len();
             let mut rest = &scratch[..count];
             if self.encoding == Encoding::Plain && !matches!(self.decoder, Decoder::Chunked(_)) {
                 let step = self.step(rest)?;
@@ -319,6 +334,11 @@ impl Pump {
                     Poll::Ready(Err(error)) => return Poll::Ready(Err(PumpError::Receiver(error))),
                     Poll::Pending => 0,
                 };
+                if sent < step.data.len() {
+                    self.reach = FIRST_READ;
+                } else if count == self.reach {
+                    self.reach = (self.reach * 2).min(scratch_len);
+                }
                 self.push(&rest[step.data.start + sent..step.data.end]);
                 rest = &rest[step.consumed..];
             }

@@ -12,6 +12,9 @@ use crate::roster::{Interrupt, Seat};
 use crate::service::Passage;
 use crate::upstream::Lease;
 
+/// How much is read at once, and so how much a slow receiver makes a tunnel keep.
+const READ: usize = 64 * 1024;
+
 /// One client and one origin that talk to each other.
 #[derive(Debug)]
 pub struct Tunnel {
@@ -95,7 +98,7 @@ impl Direction {
     /// Reads once and writes what it can of that; nothing is pending before.
     fn poll_relay(&mut self, cx: &mut Context<'_>, from: &mut Stream, to: &mut Stream) -> Poll<io::Result<()>> {
         with_scratch(|scratch| {
-            let count = ready!(from.poll_read(cx, scratch))?;
+            let count = ready!(from.poll_read(cx, &mut scratch[..READ]))?;
             if count == 0 {
                 self.phase = Phase::Ending;
                 return Poll::Ready(Ok(()));
