@@ -225,6 +225,18 @@ async fn the_same_key_switches_once() {
     assert!(matches!(other, Refusal::KeyReused(_)), "{other}");
 }
 
+/// Also when there was nothing to do the first time: a retry must not do more.
+#[tokio::test]
+async fn a_key_that_changed_nothing_stays_so() {
+    let (teal, _origins) = pair().await;
+    let request = || SwitchRequest { key: Some("build-8".to_owned()), ..to_color(&[("a", Color::Blue)]) };
+    let first = teal.state().switch(request()).await.expect("done already");
+    teal.switch("a", Color::Green).await.expect("a switch");
+    let again = teal.state().switch(request()).await.expect("the first one's receipt");
+    assert_eq!(first.id(), again.id());
+    assert_eq!(teal.active("a"), Color::Green);
+}
+
 /// A request that waits for an endpoint has not begun: a switch lets it go to the new color.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_waiting_request_follows_the_switch() {
