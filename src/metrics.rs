@@ -58,6 +58,17 @@ pub struct ColorShard {
     pub in_flight: [AtomicI64; 3],
     pub connects: AtomicU64,
     pub connect_failures: AtomicU64,
+    /// Requests that ask for a stream: begun, and those of them that have got a final answer or have failed.
+    pub handshakes: Handshakes,
+}
+
+/// How a color takes the streams that come to it.
+#[derive(Debug, Default)]
+pub struct Handshakes {
+    pub begun: AtomicU64,
+    pub taken: AtomicU64,
+    /// Answered with a 5xx, or not at all.
+    pub failed: AtomicU64,
 }
 
 impl ServiceStats {
@@ -178,7 +189,7 @@ impl ControlStats {
         self.switch_latency_sum_us.fetch_add(took, Ordering::Relaxed);
     }
 
-    /// `count` exchanges of a drain that ended as `outcome` (`finished` or `cut`).
+    /// `count` exchanges of a drain that ended as `outcome` (`finished`, `kept` or `cut`).
     pub fn drained(&self, service: &Arc<str>, kind: &'static str, outcome: &'static str, count: u64) {
         *self.drained.lock().entry((service.clone(), kind, outcome)).or_default() += count;
     }

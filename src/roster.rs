@@ -1,15 +1,16 @@
 //! Who is connected: every open connection of a worker has a [`Seat`].
 //!
-//! Through its seat a connection can be reached from outside its task: asked to leave when it is idle, cut because its
-//! generation's drain is over, or woken because its deadline has passed. A request pays for all of that with a few
-//! relaxed stores: no timer is registered and no list is touched on its way. Deadlines are kept by a coarse clock that
-//! the worker's own task moves on; they are never early, and late by at most a quarter of the shortest timeout. Time in
-//! which the worker itself was kept from running does not count: nobody could have been in time.
+//! Through its seat a connection can be reached from outside its task: asked to leave when it is idle, told to end its
+//! stream at a good moment, cut because its generation's drain is over, or woken because its deadline has passed. A
+//! request pays for all of that with a few relaxed stores: no timer is registered and no list is touched on its way.
+//! Deadlines are kept by a coarse clock that the worker's own task moves on; they are never early, and late by at most a
+//! quarter of the shortest timeout. Time in which the worker itself was kept from running does not count: nobody could
+//! have been in time.
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -89,6 +90,8 @@ impl Roster {
             deadline: AtomicU64::new(NEVER),
             generation: AtomicU64::new(NOBODY),
             cut: AtomicU64::new(NOBODY),
+            kind: AtomicU8::new(0),
+            told: AtomicU64::new(NOBODY),
             // Under the lock: a close that comes now either is seen here or finds the seat.
             is_leaving: AtomicBool::new(self.is_closing.load(Ordering::Acquire)),
             waker: Mutex::new(None),
@@ -104,6 +107,22 @@ impl Roster {
 
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Those connections of `kind` that work for `generation` and have not been told to end, in no order.
+    pub fn untold(&self, generation: u64, kind: u8) -> Vec<Seated> {
+        let seats = self.seats.lock();
+        let is_meant = |seat: &Inner| {
+            seat.generation.load(Ordering::Acquire) == generation
+                && seat.kind.load(Ordering::Relaxed) == kind
+                && seat.told.load(Ordering::Relaxed) != generation
+        };
+        seats.iter().filter(|(_, seat)| is_meant(seat)).map(|(_, seat)| Seated(seat.clone())).collect()
+    }
+
+    /// Takes back what those who work for `generation` were told, as far as they have not acted on it.
+    pub fn recall(&self, generation: u64) {
+        self.tell(|seat| seat.told.compare_exchange(generation, NOBODY, Ordering::AcqRel, Ordering::Relaxed).is_ok());
     }
 
     /// Cuts every exchange that works for `generation`; says how many.
@@ -182,8 +201,29 @@ struct Inner {
     deadline: AtomicU64,
     generation: AtomicU64,
     cut: AtomicU64,
+    /// What the connection does for the generation; the numbers are its owner's.
+    kind: AtomicU8,
+    /// The generation on whose behalf it should end at a good moment.
+    told: AtomicU64,
     is_leaving: AtomicBool,
     waker: Mutex<Option<Waker>>,
+}
+
+/// A connection as its drain sees it.
+#[derive(Debug)]
+pub struct Seated(Arc<Inner>);
+
+impl Seated {
+    /// Asks it to end at a good moment, if it still works for `generation`; whether it does.
+    pub fn tell(&self, generation: u64) -> bool {
+        let is_there = self.0.generation.load(Ordering::Acquire) == generation;
+        if is_there {
+            self.0.told.store(generation, Ordering::Release);
+            let waker = self.0.waker.lock().clone();
+            waker.into_iter().for_each(Waker::wake);
+        }
+        is_there
+    }
 }
 
 /// A connection's place in the roster of its worker; dropping it gives the place back.
@@ -206,7 +246,19 @@ impl Seat {
 
     /// From now on the connection works for `generation`.
     pub fn work_for(&self, generation: u64) {
+        self.inner.kind.store(0, Ordering::Relaxed);
         self.inner.generation.store(generation, Ordering::Release);
+    }
+
+    /// What it does for its generation from now on.
+    pub fn turn(&self, kind: u8) {
+        self.inner.kind.store(kind, Ordering::Relaxed);
+    }
+
+    /// Whether the exchange should end at the next good moment.
+    pub fn is_told(&self) -> bool {
+        let told = self.inner.told.load(Ordering::Acquire);
+        told != NOBODY && told == self.inner.generation.load(Ordering::Relaxed)
     }
 
     pub fn rest(&self) {
@@ -269,6 +321,7 @@ impl Seat {
 
 impl Drop for Seat {
     fn drop(&mut self) {
+        self.rest();
         self.roster.seats.lock().remove(self.key);
     }
 }

@@ -19,6 +19,7 @@ use crate::access::AccessLog;
 use crate::admin::{self, Admin};
 use crate::config::watch::Watch;
 use crate::config::{self, Address, Config, Problems};
+use crate::drain::pace::Goodbyes;
 use crate::health;
 use crate::http::Worker;
 use crate::listener::{self, BindError, Limit, Listening, WorkerSocket};
@@ -432,6 +433,7 @@ impl Shared {
             let request = SwitchRequest {
                 aims: wanted.iter().map(|wanted| (wanted.service.to_string(), Aim::To(wanted.to))).collect(),
                 expect: std::collections::BTreeMap::new(),
+                mode: None,
                 force: false,
                 dry_run: false,
                 reason: Some("the config file changed".to_owned()),
@@ -486,12 +488,41 @@ async fn drain_all(shared: &Shared) {
     };
     let closed: Vec<Weak<Listening>> = shared.listeners.lock().drain(..).map(close).collect();
     shared.rosters.iter().for_each(|roster| roster.close());
-    if tokio::time::timeout(config.shutdown_timeout, everybody_left(&shared.rosters, &closed)).await.is_err() {
+    let ended = async {
+        tokio::select! {
+            () = everybody_left(&shared.rosters, &closed) => true,
+            () = say_goodbye(shared, config.shutdown_timeout) => false,
+        }
+    };
+    if !ended.await {
         let cut: usize = shared.rosters.iter().map(|roster| roster.cut_all()).sum();
         tracing::warn!(connections = cut, "shutdown timeout: cut what was left");
         let _ = tokio::time::timeout(LAST_WORDS, everybody_left(&shared.rosters, &closed)).await;
     }
     let _ = tokio::time::timeout(LAST_WORDS, shared.state.drains_ended()).await;
+}
+
+/// Tells the streams of every service to come back elsewhere, as a switch does; resolves at the end of `limit`. Those of
+/// former generations are told by their own drains.
+async fn say_goodbye(shared: &Shared, limit: Duration) {
+    let started = tokio::time::Instant::now();
+    let active: Vec<_> = {
+        let snapshot = shared.state.load();
+        let of =
+            |service: &Arc<crate::service::Service>| (service.generation.tally().id(), service.config.drain.clone());
+        snapshot.services.iter().map(of).collect()
+    };
+    let deadline = started + limit;
+    let all = active.iter().map(|(generation, settings)| {
+        let goodbyes =
+            Goodbyes { rosters: &shared.rosters, generation: *generation, settings, newcomer: None, started, deadline };
+        async move { goodbyes.say().await }
+    });
+    let for_ever = async {
+        futures_util::future::join_all(all).await;
+        std::future::pending::<()>().await
+    };
+    let _ = tokio::time::timeout_at(deadline, for_ever).await;
 }
 
 /// A worker owns a listener until it has seated everybody who was let in.

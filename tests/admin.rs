@@ -86,7 +86,6 @@ async fn every_refusal_has_its_status_its_type_and_its_facts_and_changes_nothing
         (json!({"services": {"api": "green"}, "forse": true}), 422, "invalid", json!({})),
         (json!({"expect": {"api": "blue"}}), 422, "invalid", json!({})),
         (json!({"services": {}}), 422, "nothing", json!({})),
-        (json!({"services": {"api": "green"}, "mode": "fence"}), 422, "not-in-this-version", json!({})),
         (json!({"services": {"api": "green", "sick": "green"}}), 412, "not-healthy", json!({"service": "sick"})),
     ];
     for (body, status, kind, facts) in rows {

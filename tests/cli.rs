@@ -242,8 +242,6 @@ async fn refusals_say_why_and_what_to_do() {
     assert!(unhealthy.stderr.contains("--force"), "{}", unhealthy.stderr);
     let unknown = teal.cli(&["switch", "nope", "green"]).failed(1);
     assert!(unknown.stderr.contains("known are: api, web"), "{}", unknown.stderr);
-    let fence = teal.cli(&["switch", "api", "green", "--mode", "fence"]).failed(1);
-    assert!(fence.stderr.contains("fence"), "{}", fence.stderr);
     let conflict = teal.cli(&["switch", "api", "green", "--expect-active", "green"]).failed(4);
     assert!(conflict.stderr.contains("blue is active"), "{}", conflict.stderr);
     let strange = teal.cli(&["status", "../x y"]).failed(1);

@@ -131,7 +131,7 @@ fn what_is_not_in_this_version_is_refused_and_says_so() {
     let example = example();
     let is_later = |line: &&str| line.starts_with("# ") && line.ends_with("# not in this version");
     let later: Vec<_> = example.lines().filter(is_later).collect();
-    assert_eq!(later.len(), 8, "{later:?}");
+    assert_eq!(later.len(), 5, "{later:?}");
     for line in later {
         let Problems(found) = read(&example.replace(line, &line[2..])).expect_err(line);
         assert!(found.len() == 1 && found[0].message.contains("this version of teal"), "{line}: {found:?}");
@@ -322,7 +322,7 @@ fn what_is_written_arrives_where_it_is_meant() {
     };
     assert_eq!(service.health, health);
     assert_eq!(service.outlier, Outlier { consecutive_errors: None, eject: Duration::from_secs(11) });
-    assert_eq!((service.min_healthy, service.drain_timeout), (MinHealthy::Percent(50), Duration::ZERO));
+    assert_eq!((service.switch.min_healthy, service.drain.timeout), (MinHealthy::Percent(50), Duration::ZERO));
 
     let host = HostPattern::Below("example.com".into());
     assert_eq!(config.routes, [Route { host, path: "/api".into(), service: "api".into(), strip_prefix: true }]);
@@ -337,7 +337,7 @@ fn the_other_forms_of_values() {
     assert_eq!(of("balance = \"hash:cookie:sid\"").balance, Balance::HashCookie("sid".into()));
     assert_eq!(of("balance = \"random\"").balance, Balance::Random);
     assert_eq!(of("host = \"upstream\"").host, HostHeader::Upstream);
-    assert_eq!(of("switch = { min_healthy = 2 }").min_healthy, MinHealthy::Count(2));
+    assert_eq!(of("switch = { min_healthy = 2 }").switch.min_healthy, MinHealthy::Count(2));
     assert_eq!(of("health = { interval = \"1s\", port = 9000 }").health.probe, Probe::Tcp);
     assert_eq!(of("health = { interval = \"1s\", port = 9000 }").health.port, Some(9000));
     let Probe::Http { status, .. } = of("health = { path = \"/\", status = 204 }").health.probe else { panic!("HTTP") };

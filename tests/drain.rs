@@ -148,7 +148,7 @@ impl Account {
     fn check(&self, report: &DrainReport) {
         for (kind, found) in [report.http, report.sse, report.websocket].into_iter().enumerate() {
             let (finished, cut) = (self.finished[kind], self.cut[kind]);
-            assert_eq!(found, KindReport { open: 0, at_switch: finished + cut, finished, cut }, "kind {kind}");
+            assert_eq!(found, KindReport { open: 0, at_switch: finished + cut, finished, kept: 0, cut }, "kind {kind}");
         }
     }
 }
@@ -197,9 +197,9 @@ async fn check_kept(teal: &Teal, record: &Record, expected: &Account) {
     }
 }
 
-/// What is on a color that is active again belongs to the tenure in which it began.
+/// What is on a color that is active again stays there, and leaves when that color leaves again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_rollback_begins_a_second_drain_beside_the_first() {
+async fn a_rollback_keeps_what_has_not_left_yet() {
     let (stage, teal) = one_service("drain.timeout = \"1s\"").await;
     let open = async |kind| stage.open(teal.address, "a", kind).await;
     let (first, slow) = (open(Kind::WebSocket).await, open(Kind::Http).await);
@@ -207,25 +207,30 @@ async fn a_rollback_begins_a_second_drain_beside_the_first() {
     let second = open(Kind::Sse).await;
     let to_blue = teal.switch("a", Color::Blue).await.expect("a rollback");
     let third = open(Kind::WebSocket).await;
-    assert!(!to_green.drain().unwrap().is_over() && !to_blue.drain().unwrap().is_over());
+    soon("the end of the first drain", to_green.drain().unwrap().over()).await;
+    assert!(!to_blue.drain().unwrap().is_over());
+    let kept = KindReport { open: 0, at_switch: 1, finished: 0, kept: 1, cut: 0 };
+    let before = report(&to_green);
+    assert_eq!((before.state, before.http, before.websocket), (DrainState::Kept, kept, kept));
     slow.release();
     assert_eq!(slow.ending().await.as_deref(), Some("blue"));
 
-    for record in [&to_green, &to_blue] {
-        let drain = record.drain().expect("a drain");
-        // Everybody who waits is told, and who comes late as well.
-        soon("the drain", async { tokio::join!(drain.over(), drain.over()) }).await;
-        soon("the drain", drain.over()).await;
-        assert!(drain.is_over() && drain.report().ended_at >= Some(drain.report().deadline));
-    }
-    assert_eq!((first.ending().await, second.ending().await), (None, None));
-    let green = report(&to_green);
-    assert_eq!(green.http, KindReport { open: 0, at_switch: 1, finished: 1, cut: 0 });
-    assert_eq!(green.websocket, KindReport { open: 0, at_switch: 1, finished: 0, cut: 1 });
-    assert_eq!(report(&to_blue).sse, KindReport { open: 0, at_switch: 1, finished: 0, cut: 1 });
-    // The third is of the tenure that goes on.
+    let drain = to_blue.drain().expect("a drain");
+    // Everybody who waits is told, and who comes late as well.
+    soon("the drain", async { tokio::join!(drain.over(), drain.over()) }).await;
+    soon("the drain", drain.over()).await;
+    assert!(drain.is_over() && drain.report().ended_at >= Some(drain.report().deadline));
+    let cut = KindReport { open: 0, at_switch: 1, finished: 0, kept: 0, cut: 1 };
+    assert_eq!((second.ending().await, report(&to_blue).sse), (None, cut));
+    // What was kept has outlived the deadline of its first drain, and is in the next one of its color.
+    let again = teal.switch("a", Color::Green).await.expect("a switch");
+    assert_eq!(report(&again).websocket, KindReport { open: 2, at_switch: 2, finished: 0, kept: 0, cut: 0 });
     third.release();
     assert_eq!(third.ending().await.as_deref(), Some("blue"));
+    soon("the drain", again.drain().unwrap().over()).await;
+    assert_eq!(first.ending().await, None);
+    assert_eq!(report(&again).websocket, KindReport { open: 0, at_switch: 2, finished: 1, kept: 0, cut: 1 });
+    assert_eq!(report(&to_green), before, "the account of the first drain is closed");
 }
 
 /// Requests come in all the time, between the look at the snapshot and the first count as well.
@@ -243,7 +248,7 @@ async fn drained_is_never_said_while_a_request_of_the_generation_runs() {
                 let generation: u64 = field(&exchange.head, "x-teal-generation").unwrap().parse().unwrap();
                 let left = |record: &Arc<Record>| record.receipt().services[0].generation == generation + 1;
                 let drain = teal.state().recent().into_iter().find(left);
-                let is_drained = drain.is_some_and(|record| record.drain().unwrap().is_over());
+                let is_drained = drain.is_some_and(|record| report(&record).state == DrainState::Drained);
                 assert!(!is_drained, "generation {generation} is drained, and a request of it runs");
                 exchange.release();
                 let color = if generation % 2 == 1 { "blue" } else { "green" };
@@ -289,7 +294,7 @@ async fn what_began_before_the_switch_ends_on_the_old_color_with_its_retry() {
     retry.send("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nblue").await;
     assert_eq!(request.await.unwrap().text(), "blue");
     soon("the drain", record.drain().unwrap().over()).await;
-    assert_eq!(report(&record).http, KindReport { open: 0, at_switch: 1, finished: 1, cut: 0 });
+    assert_eq!(report(&record).http, KindReport { open: 0, at_switch: 1, finished: 1, kept: 0, cut: 0 });
     assert!(at_green.is_empty());
 }
 
@@ -312,8 +317,8 @@ async fn new_requests_do_not_wait_for_the_drain() {
 async fn what_becomes_a_stream_after_the_switch_is_cut_as_a_stream() {
     let (blue, mut calls) = by_hand().await;
     let (green, _) = by_hand().await;
-    let keys = format!("green = [{}]\ndrain.timeout = \"500ms\"", green.toml());
-    let teal = Builder::app(&[&blue]).service(&keys).start().await;
+    let drain = "drain = { timeout = \"500ms\", websocket = \"keep\", sse = \"keep\" }";
+    let teal = Builder::app(&[&blue]).service(&format!("green = [{}]\n{drain}", green.toml())).start().await;
     let (mut sse, mut websocket) = (Client::connect(teal.address).await, Client::connect(teal.address).await);
     sse.send("GET /sse HTTP/1.1\r\nHost: test\r\n\r\n").await;
     let mut events = calls.next().await;
@@ -328,7 +333,7 @@ async fn what_becomes_a_stream_after_the_switch_is_cut_as_a_stream() {
     chat.send("Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n").await;
     assert!(soon("the head", sse.head()).await.is_some() && soon("the head", websocket.head()).await.is_some());
     soon("the drain", record.drain().unwrap().over()).await;
-    let cut = KindReport { open: 0, at_switch: 1, finished: 0, cut: 1 };
+    let cut = KindReport { open: 0, at_switch: 1, finished: 0, kept: 0, cut: 1 };
     assert_eq!((report(&record).sse, report(&record).websocket), (cut, cut));
     assert_eq!(report(&record).http, KindReport::default());
 }
@@ -343,7 +348,7 @@ async fn a_drain_without_time_cuts_at_once() {
     }
     let record = teal.switch("a", Color::Green).await.expect("a switch");
     soon("the drain", record.drain().unwrap().over()).await;
-    let cut = KindReport { open: 0, at_switch: 1, finished: 0, cut: 1 };
+    let cut = KindReport { open: 0, at_switch: 1, finished: 0, kept: 0, cut: 1 };
     assert_eq!([report(&record).http, report(&record).sse, report(&record).websocket], [cut; 3]);
     for exchange in open {
         assert_eq!(exchange.ending().await, None);
@@ -374,7 +379,7 @@ async fn thousands_of_idle_websockets_are_cut_in_one_go_and_new_requests_are_ser
         assert_eq!(client.get("/a").await.text(), "green");
         slowest = slowest.max(asked.elapsed());
     }
-    let expected = KindReport { open: 0, at_switch: 2_000, finished: 0, cut: 2_000 };
+    let expected = KindReport { open: 0, at_switch: 2_000, finished: 0, kept: 0, cut: 2_000 };
     assert_eq!(report(&record).websocket, expected);
     assert!(slowest < Duration::from_secs(2), "a new request took {slowest:?}");
     for websocket in websockets {
@@ -419,7 +424,7 @@ async fn a_side_that_never_reads_is_cut_at_the_deadline() {
 
     let record = teal.switch("app", Color::Green).await.expect("a switch");
     soon("the drain", record.drain().unwrap().over()).await;
-    let cut = |count| KindReport { open: 0, at_switch: count, finished: 0, cut: count };
+    let cut = |count| KindReport { open: 0, at_switch: count, finished: 0, kept: 0, cut: count };
     assert_eq!([report(&record).http, report(&record).sse, report(&record).websocket], [cut(2), cut(1), cut(1)]);
     soon("the proxy to let go of all", flooding.join_all()).await;
 }
@@ -473,7 +478,7 @@ async fn what_began_before_a_reload_is_in_the_account_of_the_next_switch() {
     assert!(tenure.0.strong_count() > 0);
     soon("the drain", record.drain().unwrap().over()).await;
     assert!(called.elapsed() >= Duration::from_secs(1), "the timeout is that of the reload");
-    assert_eq!(report(&record).websocket, KindReport { open: 0, at_switch: 2, finished: 0, cut: 2 });
+    assert_eq!(report(&record).websocket, KindReport { open: 0, at_switch: 2, finished: 0, kept: 0, cut: 2 });
     assert_eq!((old.ending().await, new.ending().await), (None, None));
 }
 

@@ -154,16 +154,17 @@ async fn drains_that_the_stop_ends_are_recorded() {
     let stage = Stage::new().await;
     // On a real disk, which takes its time.
     let dir = tempfile::tempdir().expect("a temporary directory");
-    let teal = Builder::new(&stage.service("a", "")).top("shutdown_timeout = \"500ms\"").start_unprobed(dir);
+    let names: Vec<String> = (0..30).map(|n| format!("a{n}")).collect();
+    let services: String = names.iter().map(|name| stage.service(name, "")).collect();
+    let teal = Builder::new(&services).top("shutdown_timeout = \"500ms\"").start_unprobed(dir);
     teal.probed().await;
     let (mut streams, mut ids) = (Vec::new(), Vec::new());
-    for n in 0..30 {
-        let slow = stage.open(teal.address, "a", Kind::Http).await;
-        streams.push(stage.open(teal.address, "a", Kind::Sse).await);
-        let to = if n % 2 == 0 { Color::Green } else { Color::Blue };
-        ids.push(teal.switch("a", to).await.expect("a switch").id().to_owned());
+    for name in &names {
+        let slow = stage.open(teal.address, name, Kind::Http).await;
+        streams.push(stage.open(teal.address, name, Kind::Sse).await);
+        ids.push(teal.switch(name, Color::Green).await.expect("a switch").id().to_owned());
         slow.release();
-        assert_eq!(slow.ending().await.as_deref(), Some(to.other().as_str()));
+        assert_eq!(slow.ending().await.as_deref(), Some("blue"));
     }
     let dir = teal.stop().await;
     for stream in streams {
@@ -174,8 +175,8 @@ async fn drains_that_the_stop_ends_are_recorded() {
         let json = store.receipt(&id).expect("it can be read").expect("it is there");
         let drain = serde_json::from_str::<Receipt>(&json).expect("a receipt").drain.expect("a drain");
         assert_eq!(drain.state, DrainState::Drained);
-        assert_eq!(drain.http, KindReport { open: 0, at_switch: 1, finished: 1, cut: 0 });
-        assert_eq!(drain.sse, KindReport { open: 0, at_switch: 1, finished: 0, cut: 1 });
+        assert_eq!(drain.http, KindReport { open: 0, at_switch: 1, finished: 1, kept: 0, cut: 0 });
+        assert_eq!(drain.sse, KindReport { open: 0, at_switch: 1, finished: 0, kept: 0, cut: 1 });
     }
 }
 

@@ -15,7 +15,7 @@ use utoipa::{IntoParams, ToSchema};
 use crate::admin::app::App;
 use crate::admin::extract::{JsonBody, Params, Segment, idempotency_key, wait};
 use crate::admin::problem::Problem;
-use crate::config::Color;
+use crate::config::{Color, Mode};
 use crate::state::{Aim, Receipt, Record, SwitchRequest, Trigger};
 
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
@@ -32,8 +32,8 @@ pub(super) struct SwitchBody {
     #[serde(default, deserialize_with = "colors")]
     #[schema(example = json!({"api": "blue"}))]
     expect: BTreeMap<String, Color>,
-    #[serde(default)]
-    mode: Mode,
+    /// Absent: as each service is configured.
+    mode: Option<Mode>,
     /// Switch although the target has too few healthy endpoints.
     #[serde(default)]
     force: bool,
@@ -54,8 +54,8 @@ pub(super) struct RollbackBody {
     #[serde(default, deserialize_with = "colors")]
     #[schema(example = json!({"api": "green"}))]
     expect: BTreeMap<String, Color>,
-    #[serde(default)]
-    mode: Mode,
+    /// Absent: as each service is configured.
+    mode: Option<Mode>,
     /// Switch although the target has too few healthy endpoints.
     #[serde(default)]
     force: bool,
@@ -66,17 +66,6 @@ pub(super) struct RollbackBody {
     reason: Option<String>,
     /// Who; kept in the receipt.
     actor: Option<String>,
-}
-
-/// How new requests meet the switch.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum Mode {
-    /// They go to the new color at once.
-    #[default]
-    Instant,
-    /// They are held until the old color's requests have ended. Not in this version.
-    Fence,
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
@@ -122,7 +111,8 @@ pub(super) struct DrainParams {
         (status = 400, body = Problem, content_type = "application/problem+json", description = "Not JSON"),
         (status = 404, body = Problem, content_type = "application/problem+json", description = "Unknown service"),
         (status = 409, body = Problem, content_type = "application/problem+json",
-         description = "Another color than the expected one is active"),
+         description = "Another color than the expected one is active, another switch is in progress, or requests did \
+             not end before `fence_timeout`; `running` says which"),
         (status = 412, body = Problem, content_type = "application/problem+json",
          description = "Too few healthy endpoints; `endpoints` says which and why"),
         (status = 422, body = Problem, content_type = "application/problem+json",
@@ -220,12 +210,10 @@ pub(super) async fn receipt(State(app): State<App>, Segment(id): Segment) -> Res
 }
 
 fn request(aims: BTreeMap<String, Aim>, how: RollbackBody, headers: &HeaderMap) -> Result<SwitchRequest, Problem> {
-    if how.mode == Mode::Fence {
-        return Err(Problem::not_in_this_version(r#"mode "fence" is not in this version, only "instant" is"#));
-    }
     Ok(SwitchRequest {
         aims,
         expect: how.expect,
+        mode: how.mode,
         force: how.force,
         dry_run: how.dry_run,
         reason: how.reason,

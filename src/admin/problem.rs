@@ -83,11 +83,6 @@ impl Problem {
         Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "urn:teal:invalid", "Invalid request", detail)
     }
 
-    pub(super) fn not_in_this_version(detail: &'static str) -> Problem {
-        let kind = "urn:teal:not-in-this-version";
-        Problem::new(StatusCode::UNPROCESSABLE_ENTITY, kind, "Not in this version", detail)
-    }
-
     pub(super) fn not_json() -> Problem {
         let detail = "the body must be JSON, and Content-Type must say so: application/json";
         Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "urn:teal:not-json", "Unsupported media type", detail)
@@ -151,6 +146,14 @@ impl From<Refusal> for Problem {
                     .with("service", service)
                     .with("expected", expected)
                     .with("active", active)
+            }
+            Refusal::InProgress { service } => {
+                Problem::conflict("urn:teal:in-progress", "Another switch is in progress", &refusal)
+                    .with("service", service)
+            }
+            Refusal::FenceTimeout { running } => {
+                Problem::conflict("urn:teal:fence-timeout", "Requests did not end in time", &refusal)
+                    .with("running", running)
             }
             Refusal::NothingToRollBack { service } => {
                 Problem::conflict("urn:teal:nothing-to-roll-back", "Nothing to roll back", &refusal)

@@ -21,7 +21,7 @@ use crate::admin::extract::Segment;
 use crate::admin::problem::Problem;
 use crate::admin::view::{Seen, see};
 use crate::config::Color;
-use crate::drain::{KindReport, rfc3339};
+use crate::drain::{DrainReport, KindReport, rfc3339};
 use crate::service::ByKind;
 use crate::state::State;
 use crate::store::Stored;
@@ -169,6 +169,9 @@ pub struct DrainStatus {
     pub color: Color,
     /// When what is left is cut; RFC 3339.
     pub deadline: String,
+    /// When the last stream is told goodbye, unless the new color is slow to take them; RFC 3339. Absent if none is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_goodbye: Option<String>,
     pub http: KindReport,
     pub sse: KindReport,
     pub websocket: KindReport,
@@ -276,7 +279,7 @@ fn pool(seen: &Seen, color: Color) -> PoolStatus {
     let pool: &Pool = &seen.pools[color];
     PoolStatus {
         healthy: pool.healthy(),
-        needed: seen.config.min_healthy.of(pool.endpoints().len() + pool.unresolved().len()),
+        needed: seen.config.switch.min_healthy.of(pool.endpoints().len() + pool.unresolved().len()),
         endpoints: pool.endpoints().iter().map(|endpoint| self::endpoint(endpoint)).collect(),
         unresolved: pool.unresolved().iter().map(ToString::to_string).collect(),
         open: open(seen.in_flight(color)),
@@ -315,11 +318,18 @@ fn drains(state: &State) -> HashMap<Arc<str>, DrainStatus> {
     let mut drains = HashMap::new();
     for record in state.recent() {
         let Some(drain) = record.drain().filter(|drain| !drain.is_over()) else { continue };
-        let deadline = drain.report().deadline;
-        for leaving in drain.leaving().iter().filter(|leaving| !leaving.tally.is_ended()) {
+        let DrainReport { deadline, last_goodbye, .. } = drain.report();
+        for leaving in drain.leaving().iter().filter(|leaving| !leaving.is_over()) {
             let [http, sse, websocket] = leaving.report();
-            let (receipt, deadline) = (record.id().to_owned(), deadline.clone());
-            let status = DrainStatus { receipt, color: leaving.color, deadline, http, sse, websocket };
+            let status = DrainStatus {
+                receipt: record.id().to_owned(),
+                color: leaving.color,
+                deadline: deadline.clone(),
+                last_goodbye: last_goodbye.clone(),
+                http,
+                sse,
+                websocket,
+            };
             drains.entry(leaving.service.clone()).or_insert(status);
         }
     }

@@ -42,6 +42,12 @@ pub(super) async fn follow(client: &Client, receipt: &mut Receipt, deadline: Ins
         }
     }
     line.clear();
+    if receipt.drain.as_ref().is_some_and(|drain| drain.state == DrainState::Kept) {
+        let id = &receipt.id;
+        return Err(Failure::NotDrained(format!(
+            "switched, and back since: the old color is active again (receipt {id})"
+        )));
+    }
     Ok(())
 }
 
@@ -70,13 +76,17 @@ pub(super) fn account(receipt: &Receipt, paint: Paint) -> String {
     let Some(drain) = &receipt.drain else { return String::new() };
     let is_open = drain.state == DrainState::Draining;
     let open = |text: &str| if is_open { format!("{text:>8}") } else { String::new() };
-    let heading = format!("  {:<10}{:>10}{:>10}{:>8}{}", "", "at switch", "finished", "cut", open("open"));
+    let is_kept = kinds(drain).iter().any(|(_, report)| report.kept > 0);
+    let kept = |text: &str| if is_kept { format!("{text:>8}") } else { String::new() };
+    let (kept_heading, open_heading) = (kept("kept"), open("open"));
+    let heading = format!("  {:<10}{:>10}{:>10}{kept_heading}{:>8}{open_heading}", "", "at switch", "finished", "cut");
     let mut text = format!("{}\n{}\n", state(receipt, drain, paint), paint.paint(Style::Dim, &heading));
     for (kind, report) in kinds(drain) {
         let cut = format!("{:>8}", report.cut);
         let cut = if report.cut > 0 { paint.paint(Style::Warn, &cut) } else { cut };
         let (at_switch, finished) = (report.at_switch, report.finished);
-        text += &format!("  {kind:<10}{at_switch:>10}{finished:>10}{cut}{}\n", open(&report.open.to_string()));
+        let (kept, open) = (kept(&report.kept.to_string()), open(&report.open.to_string()));
+        text += &format!("  {kind:<10}{at_switch:>10}{finished:>10}{kept}{cut}{open}\n");
     }
     text
 }
@@ -92,12 +102,23 @@ fn state(receipt: &Receipt, drain: &DrainReport, paint: Paint) -> String {
         }
         (DrainState::Drained, None) => paint.paint(Style::Good, "drained"),
         (DrainState::Draining, _) => format!("{}{}", paint.paint(Style::Warn, "draining"), remaining(drain)),
+        (DrainState::Kept, _) => {
+            format!("{}, since the old color is active again", paint.paint(Style::Warn, "not drained"))
+        }
     }
 }
 
-/// `, what is open is cut in 24 s`
+/// `, last goodbye in 8 s, what is open is cut in 24 s`
 fn remaining(drain: &DrainReport) -> String {
-    until_cut(drain).map(|left| format!(", what is open is cut in {}", span(left))).unwrap_or_default()
+    let in_time =
+        |what: &str, time: Option<Duration>| time.map(|left| format!(", {what} in {}", span(left))).unwrap_or_default();
+    in_time("last goodbye", until_last_goodbye(drain)) + &in_time("what is open is cut", until_cut(drain))
+}
+
+/// Time until the last stream is told goodbye, if there is one left to tell.
+fn until_last_goodbye(drain: &DrainReport) -> Option<Duration> {
+    let last = drain.last_goodbye.as_ref().filter(|_| drain.sse.open + drain.websocket.open > 0)?;
+    humantime::parse_rfc3339(last).ok()?.duration_since(SystemTime::now()).ok()
 }
 
 fn kinds(drain: &DrainReport) -> [(&'static str, KindReport); 3] {
@@ -143,15 +164,17 @@ impl Line {
 
 #[cfg(test)]
 mod tests {
+    use crate::config::Mode;
     use crate::state::Trigger;
 
     use super::*;
 
     fn receipt(state: DrainState) -> Receipt {
-        let websocket = KindReport { open: 1, at_switch: 200, finished: 197, cut: 2 };
+        let websocket = KindReport { open: 1, at_switch: 200, finished: 197, kept: 0, cut: 2 };
         let drain = DrainReport {
             state,
             deadline: "2026-11-22T10:00:30.000Z".to_owned(),
+            last_goodbye: None,
             ended_at: (state == DrainState::Drained).then(|| "2026-11-22T10:00:02.100Z".to_owned()),
             http: KindReport::default(),
             sse: KindReport::default(),
@@ -163,6 +186,7 @@ mod tests {
             trigger: Trigger::Cli,
             actor: None,
             reason: None,
+            mode: Mode::Instant,
             took_us: 1,
             dry_run: false,
             services: Vec::new(),
@@ -177,6 +201,12 @@ mod tests {
         assert!(text.contains("\n  websocket        200       197       2\n"), "{text}");
         let text = account(&receipt(DrainState::Draining), Paint::plain());
         assert!(text.contains("\n  websocket        200       197       2       1\n"), "{text}");
+        let mut receipt = receipt(DrainState::Drained);
+        let drain = receipt.drain.as_mut().expect("a drain");
+        drain.websocket = KindReport { open: 0, at_switch: 200, finished: 150, kept: 50, cut: 0 };
+        let text = account(&receipt, Paint::plain());
+        assert!(text.contains(" at switch  finished    kept     cut\n"), "{text}");
+        assert!(text.contains("\n  websocket        200       150      50       0\n"), "{text}");
     }
 
     #[test]

@@ -316,6 +316,7 @@ mod tests {
             trigger: Trigger::Cli,
             actor: None,
             reason: None,
+            mode: config::Mode::Instant,
             took_us: 300,
             dry_run: false,
             services: services.iter().map(step).collect(),

@@ -1,6 +1,6 @@
 //! The configuration as it is meant.
 //!
-//! `file` holds what was written; `meaning` and `services` make a [`Config`] of it, with the help of `reader` (tables),
+//! `file` holds what was written; `meaning`, `services` and `release` make a [`Config`] of it, with the help of `reader` (tables),
 //! `units` and `address` (values). That is the only step that can fail, and it reports every problem at once. No invalid
 //! `Config` exists, so nothing downstream checks one again. `teal check`, `teal run` and a reload all come through
 //! [`load`].
@@ -10,6 +10,7 @@ mod file;
 mod meaning;
 pub mod problem;
 mod reader;
+mod release;
 mod services;
 mod units;
 pub mod watch;
@@ -17,11 +18,14 @@ pub mod watch;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 pub use file::{load, parse};
 pub use problem::{Problem, Problems};
@@ -29,9 +33,7 @@ pub use reader::Expected;
 pub use units::{parse_duration, parse_size};
 
 /// One of the two colors of a service.
-#[derive(
-    Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, serde::Serialize, serde::Deserialize, utoipa::ToSchema,
-)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Color {
     Blue,
@@ -240,8 +242,65 @@ pub struct Service {
     pub expose_color: bool,
     pub health: Health,
     pub outlier: Outlier,
+    pub switch: Switch,
+    pub drain: Drain,
+}
+
+/// How the service changes its color.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Switch {
+    pub mode: Mode,
+    pub fence_timeout: Duration,
     pub min_healthy: MinHealthy,
-    pub drain_timeout: Duration,
+}
+
+/// Whether requests of two colors may overlap.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// New requests go to the new color while the old one's run on.
+    Instant,
+    /// New requests are held until the old color's have ended.
+    Fence,
+}
+
+/// How what a switch left behind comes to its end.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Drain {
+    /// Then what is left is cut.
+    pub timeout: Duration,
+    /// `None`: WebSockets are left alone until then.
+    pub websocket: Option<WebSockets>,
+    /// `None`: event streams are left alone until then.
+    pub sse: Option<EventStreams>,
+}
+
+/// When the streams of a kind are told goodbye.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Pace {
+    /// Nobody is told before.
+    pub hold: Duration,
+    /// From then on, one after the other over this time.
+    pub spread: Duration,
+}
+
+/// The goodbye of WebSockets.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct WebSockets {
+    pub pace: Pace,
+    /// How long a goodbye may wait for a moment without traffic.
+    pub quiet: Duration,
+    /// Of the Close frame that the client gets.
+    pub code: u16,
+    pub reason: Box<str>,
+}
+
+/// The goodbye of event streams.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct EventStreams {
+    pub pace: Pace,
+    /// A client is told to come back after a time out of this range.
+    pub retry: RangeInclusive<Duration>,
 }
 
 /// An address as the pool of a color names it.
@@ -322,7 +381,7 @@ pub struct Outlier {
 }
 
 /// Healthy endpoints that a switch target needs.
-#[derive(Clone, Copy, PartialEq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum MinHealthy {
     All,
     Count(usize),

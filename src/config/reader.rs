@@ -261,6 +261,28 @@ impl<'r> Table<'r> {
         self.below(path.clone(), format!("[{path}]"), at, entries).read(read)
     }
 
+    /// As [`Table::table`], but `word` may stand instead of a table: `None`.
+    pub(crate) fn table_or_word<T>(
+        &mut self,
+        key: &'static str,
+        word: &'static str,
+        read: impl FnOnce(&mut Table<'_>) -> T,
+    ) -> Option<T> {
+        let value = self.entries.and_then(|entries| entries.get(key));
+        match value.map(Spanned::get_ref).and_then(DeValue::as_str) {
+            Some(text) if text == word => {
+                self.known.push(key);
+                None
+            }
+            Some(_) => {
+                let path = self.path(key);
+                self.optional(key, |_| Err::<(), _>(format!("{word:?}, or a table: [{path}]").into()));
+                None
+            }
+            None => Some(self.table(key, read)),
+        }
+    }
+
     /// Reads each table of the array `[[key]]`.
     pub(crate) fn tables<T>(&mut self, key: &'static str, read: impl Fn(&mut Table<'_>) -> T) -> Vec<T> {
         let title = format!("[[{}]]", self.path(key));

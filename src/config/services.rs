@@ -11,10 +11,9 @@ use toml::de::DeValue;
 use crate::config::address::{authority, target, upstream};
 use crate::config::meaning::{LONGEST, SHORTEST};
 use crate::config::reader::{Expected, Table, quoted};
-use crate::config::units::{duration, flag, min_healthy, only, status, whole, word, words_expected};
-use crate::config::{
-    Balance, ByColor, Color, Health, HostHeader, MinHealthy, Outlier, Probe, Service, StatusRange, Upstream,
-};
+use crate::config::release::{drain, switch};
+use crate::config::units::{duration, flag, only, status, whole, word, words_expected};
+use crate::config::{Balance, ByColor, Color, Health, HostHeader, Outlier, Probe, Service, StatusRange, Upstream};
 
 /// How often something may be asked again and again.
 const OFTENEST: Duration = Duration::from_millis(10);
@@ -69,8 +68,8 @@ fn service(name: &str, table: &mut Table<'_>) -> Service {
         expose_color,
         health: table.table("health", |table| health(table, &pools)),
         outlier: table.table("outlier", outlier),
-        min_healthy: table.table("switch", switch),
-        drain_timeout: table.table("drain", drain),
+        switch: table.table("switch", switch),
+        drain: table.table("drain", drain),
         pools,
     }
 }
@@ -155,19 +154,4 @@ fn outlier(table: &mut Table<'_>) -> Outlier {
         consecutive_errors: Some(consecutive_errors).filter(|errors| *errors > 0),
         eject: table.value("eject", Duration::from_secs(10), duration(SHORTEST..=LONGEST)),
     }
-}
-
-fn switch(table: &mut Table<'_>) -> MinHealthy {
-    let no_fence = "this version of teal does not hold requests at a switch yet; both colors answer for a moment";
-    table.optional("mode", only("instant", no_fence));
-    table.later("fence_timeout", no_fence);
-    table.value("min_healthy", MinHealthy::All, min_healthy)
-}
-
-fn drain(table: &mut Table<'_>) -> Duration {
-    let no_goodbye = "this version of teal says no goodbyes yet: streams run on until they end or timeout cuts them";
-    let timeout = table.value("timeout", Duration::from_secs(30), duration(Duration::ZERO..=LONGEST));
-    table.later("websocket", no_goodbye);
-    table.later("sse", no_goodbye);
-    timeout
 }

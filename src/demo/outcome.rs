@@ -118,11 +118,11 @@ fn drains(switches: &[Switched]) -> Promise {
     let is_wrong = |switch: &&Switched| !switch.receipt.drain.as_ref().is_some_and(adds_up);
     let wrong = switches.iter().filter(is_wrong).count() as u64;
     promise("receipts", wrong, switches.len() as u64, "receipts fail to add up or leave anybody behind")
-        .by("at switch = finished + cut".to_owned())
+        .by("at switch = finished + kept + cut".to_owned())
 }
 
 fn adds_up(drain: &DrainReport) -> bool {
-    let is_over = |kind: &KindReport| kind.open == 0 && kind.at_switch == kind.finished + kind.cut;
+    let is_over = |kind: &KindReport| kind.open == 0 && kind.at_switch == kind.finished + kind.kept + kind.cut;
     drain.state == DrainState::Drained && [drain.http, drain.sse, drain.websocket].iter().all(is_over)
 }
 
@@ -156,10 +156,18 @@ mod tests {
     use super::*;
 
     fn drain(at_switch: u64, finished: u64, cut: u64, open: u64) -> DrainReport {
-        let kind = KindReport { open, at_switch, finished, cut };
+        let kind = KindReport { open, at_switch, finished, kept: 0, cut };
         let state = if open == 0 { DrainState::Drained } else { DrainState::Draining };
         let none = KindReport::default();
-        DrainReport { state, deadline: String::new(), ended_at: None, http: none, sse: none, websocket: kind }
+        DrainReport {
+            state,
+            deadline: String::new(),
+            last_goodbye: None,
+            ended_at: None,
+            http: none,
+            sse: none,
+            websocket: kind,
+        }
     }
 
     #[test]

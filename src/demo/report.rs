@@ -227,7 +227,8 @@ fn progress(world: &World) -> String {
 
 fn ends(kind: &KindReport) -> String {
     let open = if kind.open > 0 { format!(" + {} open", kind.open) } else { String::new() };
-    format!("{} = {} done + {} cut{open}", kind.at_switch, kind.finished, kind.cut)
+    let kept = if kind.kept > 0 { format!(" + {} kept", kind.kept) } else { String::new() };
+    format!("{} = {} done{kept} + {} cut{open}", kind.at_switch, kind.finished, kind.cut)
 }
 
 /// A time as people read it: `412 µs`, `4.1 ms`.
@@ -250,7 +251,9 @@ mod tests {
 
     #[test]
     fn ends_add_up_for_the_reader() {
-        let kind = KindReport { open: 1, at_switch: 12, finished: 9, cut: 2 };
+        let kind = KindReport { open: 1, at_switch: 12, finished: 9, kept: 0, cut: 2 };
         assert_eq!(ends(&kind), "12 = 9 done + 2 cut + 1 open");
+        let kind = KindReport { open: 0, at_switch: 12, finished: 9, kept: 3, cut: 0 };
+        assert_eq!(ends(&kind), "12 = 9 done + 3 kept + 0 cut");
     }
 }

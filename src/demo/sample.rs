@@ -82,7 +82,7 @@ mod tests {
         let config = config::parse(&sample.written(), Path::new("demo.toml")).unwrap();
         assert_eq!(config.state_dir, sample.state_dir);
         let services: Vec<_> =
-            config.services.values().map(|service| (&*service.name, service.drain_timeout)).collect();
+            config.services.values().map(|service| (&*service.name, service.drain.timeout)).collect();
         assert_eq!(services, [("api", API_DRAIN), ("web", WEB_DRAIN)]);
     }
 }

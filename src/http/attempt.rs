@@ -5,7 +5,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::config::{HostHeader, Upstream};
 use crate::error::{Failure, Side};
@@ -16,6 +16,13 @@ use crate::http::{Client, Worker};
 use crate::net::Stream;
 use crate::roster::{Interrupt, Seat};
 use crate::upstream::{self, Choice, Endpoint, Lease};
+
+/// Requests of one service that a fence holds; more are turned away.
+const MOST_HELD: usize = 10_000;
+/// A fence that is given up takes a moment to fall.
+const HELD_LONGER: Duration = Duration::from_secs(1);
+/// How long a request for a stream waits before it tries endpoints again that did not take its connection.
+const KNOCK: Duration = Duration::from_millis(100);
 
 /// How far an attempt has come.
 #[derive(Clone, Copy, Debug, Default)]
@@ -86,8 +93,11 @@ pub(crate) async fn choose(
         // A retry stays in its generation and does not queue.
         return Err(Failure::NoEndpoint);
     }
-    client.seat.within(request.passage.service().config.queue_timeout);
     let vacancy = request.passage.service().active_pool().vacancy().clone();
+    if request.passage.service().is_held && vacancy.waiting() >= MOST_HELD {
+        return Err(Failure::NoEndpoint);
+    }
+    set_limit(&client.seat, request);
     let (worker, max) = (client.worker.clone(), client.listener.limits.request_head);
     let (seat, stream, buffer) = (&client.seat, &mut client.stream, &mut client.buffer);
     let mut waiting = pin!(vacancy.wait_for(|| {
@@ -107,8 +117,18 @@ pub(crate) async fn choose(
     .await
 }
 
+/// How long the request may wait: as long as a fence may stand, or for an endpoint.
+fn set_limit(seat: &Seat, request: &Request) {
+    let config = &request.passage.service().config;
+    let is_held = request.passage.service().is_held;
+    seat.within(if is_held { config.switch.fence_timeout + HELD_LONGER } else { config.queue_timeout });
+}
+
 fn choose_now(request: &Request, avoid: &[Arc<Endpoint>]) -> Option<Lease> {
     let service = request.passage.service();
+    if service.is_held {
+        return None;
+    }
     service.active_pool().choose(Choice { service: &service.config, key: request.facts.key, avoid })
 }
 
@@ -117,12 +137,46 @@ fn look_again(worker: &Worker, seat: &Seat, request: &mut Request) {
     let snapshot = worker.state.load();
     let Some(service) = snapshot.service(&request.passage.service().config.name) else { return };
     if !Arc::ptr_eq(service, request.passage.service()) {
-        request.passage = service.enter(worker.id);
+        let was_held = request.passage.service().is_held;
+        request.passage = service.enter(worker.id, request.facts.asks_for.is_some());
         seat.work_for(request.passage.generation_id());
+        if was_held != service.is_held {
+            set_limit(seat, request);
+        }
         if let Some(line) = &mut request.facts.line {
             line.color = Some(service.active.as_str());
         }
     }
+}
+
+/// Whether a request for a stream, which nobody has seen yet, may wait until an endpoint takes connections again.
+pub(crate) fn may_knock_again(request: &Request, failed: &[Arc<Endpoint>], failure: &Failure) -> bool {
+    let is_unseen = failure.was_never_sent() || (matches!(failure, Failure::NoEndpoint) && !failed.is_empty());
+    let limit = request.passage.service().config.queue_timeout;
+    is_unseen && request.facts.asks_for.is_some() && request.facts.started.elapsed() + KNOCK <= limit
+}
+
+/// Waits a moment; then all endpoints of the color that is active by then may be tried again.
+pub(crate) async fn knock_again(
+    client: &mut Client,
+    request: &mut Request,
+    failed: &mut Vec<Arc<Endpoint>>,
+) -> Result<(), Failure> {
+    let max = client.listener.limits.request_head;
+    client.seat.within(KNOCK * 10);
+    let mut pause = pin!(tokio::time::sleep(KNOCK));
+    let (seat, stream, buffer) = (&client.seat, &mut client.stream, &mut client.buffer);
+    poll_fn(|cx| {
+        if seat.interrupt().is_some() {
+            return Poll::Ready(Err(Failure::Cut));
+        }
+        buffer.read_ahead(cx, stream, max).map_err(Failure::ClientGone)?;
+        pause.as_mut().poll(cx).map(Ok)
+    })
+    .await?;
+    failed.clear();
+    look_again(&client.worker, &client.seat, request);
+    Ok(())
 }
 
 /// A connection to the endpoint, an idle one if there is one and it may be used.

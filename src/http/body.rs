@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::task::{Context, Poll, ready};
 
 use crate::http::buffer::Buffer;
+use crate::http::event_stream::{EventStream, Passed};
 use crate::http::head::{Framing, Known};
 use crate::net::{Stream, with_scratch};
 
@@ -215,6 +216,10 @@ pub(crate) struct Pump {
     /// Octets of data allowed.
     limit: u64,
     is_closed: bool,
+    /// Of an event stream that may be ended between two events.
+    events: Option<Box<EventStream>>,
+    /// Ended here, and not by the sender.
+    was_ended: bool,
 }
 
 impl Pump {
@@ -230,7 +235,34 @@ impl Pump {
             moved: 0,
             limit: limit.unwrap_or(u64::MAX),
             is_closed: false,
+            events: None,
+            was_ended: false,
         }
+    }
+
+    /// Follows the body as an event stream, if it can be ended before the sender ends it: its length is not announced.
+    pub(crate) fn follow_events(&mut self, events: EventStream) {
+        let is_open_ended = matches!(self.decoder, Decoder::Chunked(_) | Decoder::UntilClose);
+        self.events = is_open_ended.then(|| Box::new(events));
+    }
+
+    pub(crate) fn events(&mut self) -> Option<&mut EventStream> {
+        self.events.as_deref_mut()
+    }
+
+    /// Ends the body here, between two events.
+    pub(crate) fn end_events(&mut self) -> Result<(), PumpError> {
+        let Some(mut events) = self.events.take() else { return Ok(()) };
+        self.compact();
+        self.push_data(&events.last_words());
+        self.decoder = Decoder::Done;
+        self.was_ended = true;
+        self.close(&[])
+    }
+
+    /// Whether the sender did not come to its end.
+    pub(crate) fn was_ended(&self) -> bool {
+        self.was_ended
     }
 
     /// Whether the sender has nothing more to say.
@@ -327,7 +359,8 @@ impl Pump {
             *progress = true;
             let scratch_len = scratch.len();
             let mut rest = &scratch[..count];
-            if self.encoding == Encoding::Plain && !matches!(self.decoder, Decoder::Chunked(_)) {
+            if self.encoding == Encoding::Plain && !matches!(self.decoder, Decoder::Chunked(_)) && self.events.is_none()
+            {
                 let step = self.step(rest)?;
                 let sent = match to.poll_write(cx, &rest[step.data.clone()]) {
                     Poll::Ready(Ok(sent)) => sent,
@@ -358,15 +391,35 @@ impl Pump {
         let data = &input[step.data.clone()];
         self.count(data.len())?;
         self.compact();
-        match self.encoding {
-            Encoding::Plain => self.pending.extend_from_slice(data),
-            Encoding::Chunked if data.is_empty() => {}
-            Encoding::Chunked => push_chunk(&mut self.pending, data),
+        match self.events.as_mut().map(|events| events.pass(data)) {
+            None => self.push_data(data),
+            Some(passed) => self.push_events(data, passed)?,
         }
         if self.decoder.is_done() {
             self.close(&trailers)?;
         }
         Ok(step.consumed)
+    }
+
+    fn push_events(&mut self, data: &[u8], passed: Passed) -> Result<(), PumpError> {
+        let mut data = &data[..passed.length];
+        if let Some((at, insert)) = passed.insert {
+            let (before, after) = data.split_at(at.min(data.len()));
+            self.push_data(before);
+            self.push_data(&insert);
+            data = after;
+        }
+        self.push_data(data);
+        if passed.is_last { self.end_events() } else { Ok(()) }
+    }
+
+    /// In the receiver's framing.
+    fn push_data(&mut self, data: &[u8]) {
+        match self.encoding {
+            Encoding::Plain => self.pending.extend_from_slice(data),
+            Encoding::Chunked if data.is_empty() => {}
+            Encoding::Chunked => push_chunk(&mut self.pending, data),
+        }
     }
 
     /// One step of a body that is passed on as it is.

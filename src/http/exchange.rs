@@ -11,6 +11,7 @@ use crate::error::Failure;
 use crate::http::Client;
 use crate::http::body::{Encoding, Pump, PumpError};
 use crate::http::buffer::Buffer;
+use crate::http::event_stream::{EventStream, RETURN, between};
 use crate::http::forward::Facts;
 use crate::http::head::{AnswerHead, Framing, parse_answer};
 use crate::http::headers::{Delivery, incoming};
@@ -29,8 +30,8 @@ const MAX_INTERIM: u32 = 32;
 pub(crate) enum Done {
     /// The answer is through.
     Answered { origin_is_reusable: bool, client_closes: bool },
-    /// The origin has switched to WebSocket. What it has sent so far, its 101 first, still has to go to the client.
-    Upgraded { to_client: Vec<u8> },
+    /// The origin has switched to WebSocket. Its 101 and what it has sent behind it still have to go to the client.
+    Upgraded { head: Vec<u8>, early: Vec<u8> },
 }
 
 /// The state of both directions. Polled until done; dropping it in between leaves both connections unusable.
@@ -198,9 +199,8 @@ impl<'a> Exchange<'a> {
         let head = head?;
         self.answer.consume(length);
         match head {
-            Head::Upgrade(Done::Upgraded { mut to_client }) => {
-                to_client.extend_from_slice(self.answer.filled());
-                Ok(Head::Upgrade(Done::Upgraded { to_client }))
+            Head::Upgrade(Done::Upgraded { head, .. }) => {
+                Ok(Head::Upgrade(Done::Upgraded { head, early: self.answer.filled().to_vec() }))
             }
             other => Ok(other),
         }
@@ -223,8 +223,8 @@ impl<'a> Exchange<'a> {
             return Err(Failure::BadAnswer("101 that does not accept the WebSocket"));
         }
         self.status = 101;
-        let to_client = incoming(head, self.delivery, Some(self.passage.service()));
-        Ok(Head::Upgrade(Done::Upgraded { to_client }))
+        let head = incoming(head, self.delivery, Some(self.passage.service()));
+        Ok(Head::Upgrade(Done::Upgraded { head, early: Vec::new() }))
     }
 
     /// Interim answers go on as they are; HTTP/1.0 does not know them.
@@ -260,14 +260,45 @@ impl<'a> Exchange<'a> {
         let bytes = incoming(head, self.delivery, Some(self.passage.service()));
         self.download = Some(Pump::new(bytes, head.framing, encoding, None));
         if head.is_event_stream {
-            self.passage.turn(Kind::Sse);
-            client.seat.without_limit();
+            self.begin_events(head.is_encoded);
         } else {
-            client.seat.within(self.body_timeout());
+            self.passage.answered(head.status < 500);
+            self.client.seat.within(self.body_timeout());
         }
     }
 
+    fn begin_events(&mut self, is_encoded: bool) {
+        self.passage.turn(Kind::Sse);
+        self.client.seat.turn(Kind::Sse as u8);
+        self.client.seat.without_limit();
+        if let Some(download) = &mut self.download
+            && !is_encoded
+        {
+            download.follow_events(EventStream::new(self.passage.service().returning.is_expected()));
+        }
+    }
+
+    /// The drain asks for the end of the event stream, or does not want it any more.
+    fn reconsider_events(&mut self) -> Result<(), Failure> {
+        let is_told = self.client.seat.is_told();
+        let service = self.passage.service();
+        let (Some(download), Some(settings)) = (&mut self.download, &service.config.drain.sse) else { return Ok(()) };
+        let Some(events) = download.events().filter(|events| events.is_told() != is_told) else { return Ok(()) };
+        if !is_told {
+            events.recall();
+            return Ok(());
+        }
+        service.returning.expect(*settings.retry.end() + RETURN);
+        if events.tell(between(&settings.retry)) {
+            download.end_events().map_err(|_| Failure::BadAnswer("an end that cannot be written"))?;
+        }
+        Ok(())
+    }
+
     fn poll_download(&mut self, cx: &mut Context<'_>) -> Poll<Result<Done, Failure>> {
+        if self.passage.kind() == Kind::Sse {
+            self.reconsider_events()?;
+        }
         let mut progress = false;
         let Some(download) = &mut self.download else { return Poll::Pending };
         let result = download.poll(cx, self.origin, &mut self.answer, &mut self.client.stream, &mut progress);
@@ -286,8 +317,9 @@ impl<'a> Exchange<'a> {
 
     fn answered(&self) -> Done {
         let upload_is_through = self.upload_is_over && self.upload_broke.is_none();
+        let was_ended = self.download.as_ref().is_some_and(Pump::was_ended);
         Done::Answered {
-            origin_is_reusable: self.origin_keeps_alive && upload_is_through && self.answer.is_empty(),
+            origin_is_reusable: self.origin_keeps_alive && upload_is_through && self.answer.is_empty() && !was_ended,
             client_closes: self.delivery.closes,
         }
     }

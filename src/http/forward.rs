@@ -1,14 +1,18 @@
 //! The life of one request: snapshot, route, service, enter the generation, choose an endpoint, send, answer.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use memchr::memmem;
 
 use crate::access::Line;
 use crate::config::{Balance, Listener};
 use crate::error::{Failure, Side};
-use crate::http::attempt::{Progress, attempt, choose, may_repeat};
+use crate::http::attempt::{Progress, attempt, choose, knock_again, may_knock_again, may_repeat};
 use crate::http::body::{Encoding, Pump};
+use crate::http::event_stream::{RETURN, between};
 use crate::http::exchange::Done;
 use crate::http::head::{Framing, RequestHead};
 use crate::http::headers::{self, Origin, Outgoing};
@@ -23,6 +27,10 @@ use crate::stream::tunnel::Tunnel;
 use crate::stream::websocket;
 use crate::upstream::{Endpoint, Lease, hash_key};
 
+const EVENT_STREAM: &[u8] = b"text/event-stream";
+/// When the client of an event stream comes back that could not be had.
+const COME_BACK: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(5);
+
 /// What has to be known of a request once its head has gone on.
 #[derive(Debug)]
 pub(crate) struct Facts {
@@ -35,9 +43,11 @@ pub(crate) struct Facts {
     framing: Framing,
     /// Doing it twice is the same as doing it once (RFC 9110 §9.2.2).
     pub(crate) is_idempotent: bool,
+    /// WebSocket or event stream.
+    pub(crate) asks_for: Option<Kind>,
     /// Of what the service balances by, if the request has it.
     pub(crate) key: Option<u64>,
-    started: Instant,
+    pub(crate) started: Instant,
     wish: Wish,
     pub(crate) line: Option<Box<Line>>,
 }
@@ -143,7 +153,8 @@ fn enter(head: &RequestHead<'_>, place: &Place<'_>, wish: Wish) -> Result<Box<Re
     let Some((service, target)) = snapshot.route(head.host_name(), head.path()) else {
         return Err((Failure::NoRoute, wish));
     };
-    let passage = service.enter(place.worker.id);
+    let asks_for = asks_for(head);
+    let passage = service.enter(place.worker.id, asks_for.is_some());
     place.seat.work_for(passage.generation_id());
     let outgoing = headers::outgoing(head, &service.config, &place.origin, target.strip, &wish.id);
     let facts = Facts {
@@ -154,12 +165,19 @@ fn enter(head: &RequestHead<'_>, place: &Place<'_>, wish: Wish) -> Result<Box<Re
         websocket_key: head.websocket_key.map(Into::into),
         framing: head.framing,
         is_idempotent: matches!(head.method, "GET" | "HEAD" | "OPTIONS" | "PUT" | "DELETE"),
+        asks_for,
         key: balance_key(head, place, &service.config),
         started: Instant::now(),
         line: log::begun(head, place, service, &wish.id),
         wish,
     };
     Ok(Box::new(Request { facts, passage, outgoing }))
+}
+
+fn asks_for(head: &RequestHead<'_>) -> Option<Kind> {
+    let is_event_source =
+        || head.method == "GET" && head.accept.is_some_and(|accept| memmem::find(accept, EVENT_STREAM).is_some());
+    if head.websocket_key.is_some() { Some(Kind::WebSocket) } else { is_event_source().then_some(Kind::Sse) }
 }
 
 /// What can be refused without knowing the service.
@@ -199,6 +217,12 @@ pub(crate) async fn forward(client: &mut Client, mut request: Box<Request>) -> N
     loop {
         let lease = match choose(client, &mut request, &failed).await {
             Ok(lease) => lease,
+            Err(failure) if may_knock_again(&request, &failed, &failure) => {
+                match knock_again(client, &mut request, &mut failed).await {
+                    Ok(()) => continue,
+                    Err(failure) => return give_up(client, request, &failure, Progress::default(), None).await,
+                }
+            }
             Err(failure) => return give_up(client, request, &failure, Progress::default(), None).await,
         };
         let mut attempt = attempt(client, &mut request, &mut upload, &lease, failed.is_empty()).await;
@@ -213,13 +237,19 @@ pub(crate) async fn forward(client: &mut Client, mut request: Box<Request>) -> N
                     Next::CloseGently
                 };
             }
-            Ok(Done::Upgraded { to_client }) => {
-                return tunnel(client, *request, lease, attempt.origin.take(), to_client);
+            Ok(Done::Upgraded { head, early }) => {
+                return tunnel(client, *request, lease, attempt.origin.take(), (head, &early));
             }
             Err(failure) if failed.len() < retries && may_repeat(&request, &upload, &failure, &attempt.progress) => {
                 request.passage.service().stats.retries.fetch_add(1, Ordering::Relaxed);
                 tracing::debug!(endpoint = %lease.endpoint().name(), error = %failure, "retrying");
                 failed.push(lease.endpoint().clone());
+            }
+            Err(failure) if may_knock_again(&request, &[], &failure) => {
+                drop(lease);
+                if let Err(failure) = knock_again(client, &mut request, &mut failed).await {
+                    return give_up(client, request, &failure, Progress::default(), None).await;
+                }
             }
             Err(failure) => return give_up(client, request, &failure, attempt.progress, Some(&lease)).await,
         }
@@ -227,13 +257,20 @@ pub(crate) async fn forward(client: &mut Client, mut request: Box<Request>) -> N
 }
 
 /// The exchange becomes a tunnel, in a task of its own that is as small as a tunnel is.
-fn tunnel(client: &mut Client, mut request: Request, lease: Lease, origin: Option<Stream>, to_client: Vec<u8>) -> Next {
+fn tunnel(
+    client: &mut Client,
+    mut request: Request,
+    lease: Lease,
+    origin: Option<Stream>,
+    (head, from_origin): (Vec<u8>, &[u8]),
+) -> Next {
     let Some(origin) = origin else { return Next::Abort };
-    let to_origin = client.buffer.filled().to_vec();
-    client.buffer.consume(to_origin.len());
+    let from_client = client.buffer.filled().to_vec();
+    client.buffer.consume(from_client.len());
     request.passage.turn(Kind::WebSocket);
+    client.seat.turn(Kind::WebSocket as u8);
     let passage = finish_head(client, request, lease.endpoint());
-    Next::Tunnel(Box::new(Tunnel::new(origin, passage, lease, to_origin, to_client)))
+    Next::Tunnel(Box::new(Tunnel::new(origin, passage, lease, &from_client, head, from_origin)))
 }
 
 /// Accounts for the handshake; what the tunnel does is no longer part of it.
@@ -258,8 +295,11 @@ async fn give_up(
         request.passage.cut();
     }
     note(&request, failure, endpoint);
+    if failure.side() != Side::Client {
+        request.passage.answered(false);
+    }
     let is_begun = progress.status != 0;
-    let reply = if is_begun || progress.was_mid_head { None } else { Reply::to(failure) };
+    let reply = if is_begun || progress.was_mid_head { None } else { reply_to(&request, failure) };
     let Some(reply) = reply else {
         if !is_begun {
             progress.status = 499;
@@ -271,12 +311,28 @@ async fn give_up(
     // What the origin was sent of the request, and what it did with it, is not known any more.
     let has_body = request.facts.framing != Framing::Empty;
     wish.closes |= has_body || progress.was_answering || client.seat.is_leaving();
-    (progress.status, progress.bytes) = (reply.status, reply.octets(&wish));
+    (progress.status, progress.bytes) = (reply.counts_as(), reply.octets(&wish));
     finish(client, *request, &progress, endpoint, Some(failure));
     match (super::connection::send(client, reply.bytes(&wish)).await, wish.closes) {
         (true, false) => Next::Request,
         (true, true) => Next::CloseGently,
         (false, _) => Next::Close,
+    }
+}
+
+/// Who asks for a stream must come back: a browser's WebSocket does as it likes, but its EventSource gives up for good at any
+/// status but 200.
+fn reply_to(request: &Request, failure: &Failure) -> Option<Reply> {
+    let service = request.passage.service();
+    match (request.facts.asks_for, failure.side()) {
+        (Some(Kind::Sse), Side::Origin | Side::Us) => {
+            let settings = service.config.drain.sse.as_ref();
+            let range = settings.map_or(COME_BACK, |settings| settings.retry.clone());
+            service.returning.expect(*range.end() + RETURN);
+            Some(Reply::come_back(between(&range)))
+        }
+        (Some(_), Side::Origin) if failure.was_never_sent() => Reply::to(&Failure::NoEndpoint),
+        _ => Reply::to(failure),
     }
 }
 
@@ -313,7 +369,7 @@ fn write_line(
     facts: Facts,
     endpoint: Option<&Endpoint>,
     progress: &Progress,
-    took: std::time::Duration,
+    took: Duration,
     failure: Option<&Failure>,
 ) {
     let (Some(access), Some(mut line)) = (&client.worker.access, facts.line) else { return };

@@ -393,6 +393,8 @@ pub(crate) struct AnswerHead<'b> {
     /// Whether the connection can be used again after the body.
     pub(crate) keep_alive: bool,
     pub(crate) is_event_stream: bool,
+    /// With a `Content-Encoding`: where an event ends cannot be seen.
+    pub(crate) is_encoded: bool,
     /// A 101 that says `Upgrade: websocket` and `Connection: upgrade`.
     pub(crate) upgrades_to_websocket: bool,
     pub(crate) websocket_accept: Option<&'b [u8]>,
@@ -454,6 +456,9 @@ fn understand_answer<'b>(response: httparse::Response<'b, 'b>, to_head: bool) ->
         framing,
         keep_alive: keep_alive && framing != Framing::UntilClose,
         is_event_stream: has_body && find(Known::ContentType).is_some_and(is_event_stream),
+        is_encoded: headers.iter().any(|header| {
+            header.name.eq_ignore_ascii_case("content-encoding") && !header.value.eq_ignore_ascii_case(b"identity")
+        }),
         upgrades_to_websocket: is_upgrade && facts.upgrades && facts.to_websocket,
         websocket_accept: if is_upgrade { find(Known::SecWebSocketAccept) } else { None },
         named_by_connection: facts.named,

@@ -9,6 +9,7 @@ mod attempt;
 mod body;
 mod buffer;
 mod connection;
+mod event_stream;
 mod exchange;
 mod forward;
 mod head;

@@ -1,5 +1,7 @@
 //! Answers that teal makes itself, and the only map from a failure to a status.
 
+use std::time::Duration;
+
 use crate::error::Failure;
 use crate::http::body::push_field;
 use crate::http::headers::{RequestId, push_status_line};
@@ -9,6 +11,8 @@ use crate::http::headers::{RequestId, push_status_line};
 pub(crate) struct Reply {
     pub(crate) status: u16,
     detail: &'static str,
+    /// Instead of the detail, an event stream without events.
+    retry: Option<Duration>,
     fields: Vec<(&'static str, Vec<u8>)>,
 }
 
@@ -33,6 +37,13 @@ impl Reply {
         let mut reply = Reply::new(308, "this is served over https");
         reply.fields.push(("Location", [b"https://", host, target.as_bytes()].concat()));
         reply
+    }
+
+    /// For the client of an event stream, to come back after `pause`. Clients give up for good at any other status (WHATWG
+    /// HTML §9.2.3), and a balancer in between would make a 502 of a connection that is just closed.
+    pub(crate) fn come_back(pause: Duration) -> Reply {
+        let fields = vec![("Cache-Control", b"no-store".to_vec())];
+        Reply { retry: Some(pause), fields, ..Reply::new(200, "") }
     }
 
     /// `None`: there is nobody to answer.
@@ -66,13 +77,18 @@ impl Reply {
         Some(reply)
     }
 
+    /// The status that says what became of the request: who is asked to come back was not served.
+    pub(crate) fn counts_as(&self) -> u16 {
+        if self.retry.is_some() { 503 } else { self.status }
+    }
+
     /// Size of the body as it is sent.
     pub(crate) fn octets(&self, wish: &Wish) -> u64 {
         if wish.is_head { 0 } else { self.body(wish).1.len() as u64 }
     }
 
     fn new(status: u16, detail: &'static str) -> Reply {
-        Reply { status, detail, fields: Vec::new() }
+        Reply { status, detail, retry: None, fields: Vec::new() }
     }
 
     pub(crate) fn bytes(&self, wish: &Wish) -> Vec<u8> {
@@ -98,6 +114,9 @@ impl Reply {
     }
 
     fn body(&self, wish: &Wish) -> (&'static str, String) {
+        if let Some(pause) = self.retry {
+            return ("text/event-stream", format!("retry: {}\n\n", pause.as_millis()));
+        }
         if wish.problem_json && self.status >= 400 {
             let problem = serde_json::json!({
                 "type": "about:blank", "title": reason(self.status), "status": self.status, "detail": self.detail,

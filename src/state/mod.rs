@@ -4,6 +4,7 @@
 //! stores it in one step. Everybody else sends a [`Command`] to the writer and waits for its answer, which comes after
 //! the store. Nobody may keep an `Arc<Snapshot>` longer than it takes to look something up.
 
+mod fence;
 mod receipt;
 mod switch;
 mod writer;
@@ -25,7 +26,7 @@ use crate::service::Service;
 use crate::store::{Store, StoreError};
 
 pub use receipt::{Receipt, Record, ServiceSwitch};
-pub use switch::{Aim, EndpointHealth, Refusal, SwitchRequest, Trigger};
+pub use switch::{Aim, EndpointHealth, Refusal, StillRunning, SwitchRequest, Trigger};
 
 /// Commands that may wait for the writer; a full queue refuses.
 const QUEUE: usize = 256;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::config::Color;
+use crate::config::{Color, Mode};
 use crate::drain::{Drain, DrainReport};
 use crate::state::Trigger;
 
@@ -18,6 +18,9 @@ pub struct Receipt {
     pub trigger: Trigger,
     pub actor: Option<String>,
     pub reason: Option<String>,
+    /// Whether requests of the two colors could overlap.
+    #[serde(default = "instant")]
+    pub mode: Mode,
     /// From the call to the moment when the new color was in effect, in microseconds.
     pub took_us: u64,
     /// Nothing was changed, since that was asked for.
@@ -70,6 +73,11 @@ impl Record {
         let drain = self.drain.as_ref().map(|drain| drain.report()).or_else(|| self.facts.drain.clone());
         Receipt { drain, ..self.facts.clone() }
     }
+}
+
+/// Of receipts that were written before there was another mode.
+fn instant() -> Mode {
+    Mode::Instant
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]

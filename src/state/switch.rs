@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::config::{self, Color};
+use crate::config::{self, Color, Mode};
 use crate::service::Service;
 use crate::state::{Busy, Snapshot};
 use crate::store::{StoreError, Stored};
@@ -18,6 +18,8 @@ pub struct SwitchRequest {
     pub aims: BTreeMap<String, Aim>,
     /// Colors that must be active now.
     pub expect: BTreeMap<String, Color>,
+    /// `None`: as the service is configured.
+    pub mode: Option<Mode>,
     /// Switch although the target has too few healthy endpoints.
     pub force: bool,
     /// Decide, and change nothing.
@@ -79,6 +81,10 @@ pub enum Refusal {
     },
     #[error("{service}: there has been no switch to go back from")]
     NothingToRollBack { service: String },
+    #[error("{service}: another switch is in progress")]
+    InProgress { service: String },
+    #[error("the old color's requests did not end in time, so the switch was abandoned{}", list_running(running))]
+    FenceTimeout { running: Vec<StillRunning> },
     #[error("idempotency key {0:?} was used for another request")]
     KeyReused(String),
     #[error("the switch cannot be recorded, so it was not done")]
@@ -95,6 +101,21 @@ pub struct EndpointHealth {
     pub health: Health,
     /// What its last probe said.
     pub error: Option<String>,
+}
+
+/// What kept a fence from being passed.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, ToSchema)]
+pub struct StillRunning {
+    pub service: String,
+    pub color: Color,
+    /// Plain requests that had not ended.
+    pub requests: u64,
+}
+
+fn list_running(running: &[StillRunning]) -> String {
+    let one =
+        |still: &StillRunning| format!("; {}: {} still running on {}", still.service, still.requests, still.color);
+    running.iter().map(one).collect()
 }
 
 fn reasons(endpoints: &[EndpointHealth]) -> String {
@@ -137,11 +158,16 @@ impl SwitchRequest {
                 continue;
             }
             if to != service.active {
-                self.check_health(&service, to)?;
-                steps.push(Step { service, to });
+                steps.push(self.step(&service, to)?);
             }
         }
         Ok(steps)
+    }
+
+    /// The step of one service, if it may be taken.
+    pub(super) fn step(&self, service: &Arc<Service>, to: Color) -> Result<Step, Refusal> {
+        self.check_health(service, to)?;
+        Ok(Step { service: service.clone(), to })
     }
 
     fn check_health(&self, service: &Service, color: Color) -> Result<(), Refusal> {
@@ -151,7 +177,7 @@ impl SwitchRequest {
         if total == 0 {
             return Err(Refusal::Empty { service: name(), color });
         }
-        let (healthy, needed) = (pool.healthy(), service.config.min_healthy.of(total));
+        let (healthy, needed) = (pool.healthy(), service.config.switch.min_healthy.of(total));
         if healthy >= needed || self.force {
             return Ok(());
         }

@@ -8,25 +8,39 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
 
-use crate::config::{self, Address, ByColor, Color, Config, Upstream};
+use crate::config::{self, Address, ByColor, Color, Config, Mode, Upstream};
 use crate::drain::{Drain, Leaving, rfc3339};
-use crate::metrics::ServiceStats;
 use crate::roster::Roster;
 use crate::router::Router;
-use crate::service::{Kind, Service, new_generation};
+use crate::service::{Generation, Kind, Requests, Service, new_generation};
+use crate::state::fence::Fence;
 use crate::state::receipt::{Receipt, Record, ServiceSwitch};
 use crate::state::switch::{Refusal, Step, SwitchRequest, Trigger};
 use crate::state::{Command, Resolved, Snapshot, State, Wanted};
 use crate::store::{Entry, Store, StoreError, Stored};
 use crate::upstream::{Endpoint, Pool, Vacancy};
 
-/// Owned by its task; what it knows besides the snapshot is what the store knows.
+/// Owned by its task; what it knows besides the snapshot is what the store knows, and what is under way.
 pub(super) struct Writer {
     store: Arc<Store>,
-    rosters: Arc<[Arc<Roster>]>,
+    pub(super) rosters: Arc<[Arc<Roster>]>,
     stored: BTreeMap<String, Stored>,
+    /// The last tenure of each color that is not active, as long as anybody works for it.
+    former: HashMap<Arc<str>, ByColor<Option<Former>>>,
+    pub(super) fences: Vec<Fence>,
+    pub(super) last_fence: u64,
+    /// The fence whose wait is over, and whether all requests have ended.
+    pub(super) waits: JoinSet<(u64, bool)>,
+}
+
+/// A tenure that may be resumed: what still works for it need not notice that it was interrupted.
+struct Former {
+    generation: Weak<Generation>,
+    requests: Weak<Requests>,
+    drain: Arc<Drain>,
 }
 
 impl Writer {
@@ -43,17 +57,34 @@ impl Writer {
             stored.extend(changes);
         }
         let snapshot = snapshot(Arc::new(config), None, &stored, rosters.len());
-        Ok((Writer { store, rosters, stored }, snapshot))
+        let writer = Writer {
+            store,
+            rosters,
+            stored,
+            former: HashMap::new(),
+            fences: Vec::new(),
+            last_fence: 0,
+            waits: JoinSet::new(),
+        };
+        Ok((writer, snapshot))
     }
 
     pub(super) async fn run(mut self, state: Weak<State>, mut inbox: mpsc::Receiver<Command>) {
-        while let Some(command) = inbox.recv().await {
-            let Some(state) = state.upgrade() else { return };
+        loop {
+            let command = tokio::select! {
+                Some(ended) = self.waits.join_next() => {
+                    let Some(state) = state.upgrade() else { return };
+                    if let Ok((fence, is_over)) = ended {
+                        self.end_fence(&state, fence, is_over).await;
+                    }
+                    continue;
+                }
+                command = inbox.recv() => command,
+            };
+            let (Some(command), Some(state)) = (command, state.upgrade()) else { return };
             // A caller that no longer listens has lost its answer, not the effect.
             match command {
-                Command::Switch(request, called, reply) => {
-                    let _ = reply.send(self.switch(&state, request, called).await);
-                }
+                Command::Switch(request, called, reply) => self.switch(&state, request, called, reply).await,
                 Command::Reload(config, reply) => {
                     let _ = reply.send(self.reload(&state, *config).await);
                 }
@@ -65,37 +96,74 @@ impl Writer {
         }
     }
 
-    async fn switch(&mut self, state: &Arc<State>, request: SwitchRequest, called: Instant) -> Answer {
-        let result = self.try_switch(state, &request, called).await;
-        match &result {
+    /// Switches and answers, now or when its fence has ended.
+    pub(super) async fn switch(
+        &mut self,
+        state: &Arc<State>,
+        request: SwitchRequest,
+        called: Instant,
+        reply: oneshot::Sender<Answer>,
+    ) {
+        if let Some(fence) = self.fences.iter_mut().find(|fence| fence.request.is_repeated_by(&request)) {
+            fence.repeated.push((request, called, reply));
+            return;
+        }
+        let result = match self.begin_switch(state, &request).await {
+            Ok(Begun::Done(record)) => Ok(record),
+            Ok(Begun::Steps(steps)) if steps.iter().any(|step| request.fences(&step.service)) && !request.dry_run => {
+                return self.raise_fence(state, request, called, steps, reply);
+            }
+            Ok(Begun::Steps(steps)) => self.carry_out(state, &request, called, &steps, None).await,
+            Err(refusal) => Err(refusal),
+        };
+        self.note(state, &request, &result);
+        let _ = reply.send(result);
+    }
+
+    /// Reports what became of a switch.
+    pub(super) fn note(&self, state: &State, request: &SwitchRequest, result: &Answer) {
+        match result {
             Ok(record) => log_done(state, &record.receipt()),
             Err(refusal) => {
-                log_refused(state, &request, refusal);
+                log_refused(state, request, refusal);
                 if request.trigger == Trigger::Config {
                     let why = refusal.to_string();
                     request.aims.keys().for_each(|name| state.set_refused(name, Some(why.clone())));
                 }
             }
         }
-        result
     }
 
-    async fn try_switch(&mut self, state: &Arc<State>, request: &SwitchRequest, called: Instant) -> Answer {
+    async fn begin_switch(&mut self, state: &Arc<State>, request: &SwitchRequest) -> Result<Begun, Refusal> {
         if let Some(record) = self.done_before(state, request).await? {
-            return Ok(record);
+            return Ok(Begun::Done(record));
         }
-        let steps = request.plan(&state.load(), &self.stored)?;
-        let mut receipt = self.receipt(request, &steps);
+        if let Some(service) = self.fences.iter().find_map(|fence| fence.concerns(request)) {
+            return Err(Refusal::InProgress { service: service.to_owned() });
+        }
+        request.plan(&state.load(), &self.stored).map(Begun::Steps)
+    }
+
+    /// Commits the switch and puts it into effect. `fence`: what it has held.
+    pub(super) async fn carry_out(
+        &mut self,
+        state: &Arc<State>,
+        request: &SwitchRequest,
+        called: Instant,
+        steps: &[Step],
+        fence: Option<&Fence>,
+    ) -> Answer {
+        let mut receipt = self.receipt(request, steps);
         // Where all is as it should be there is nothing to record, but a key must be answered alike ever after.
         let is_recorded = !steps.is_empty() || request.key.is_some();
         if request.dry_run || !is_recorded {
             receipt.took_us = micros_since(called);
             return Ok(Arc::new(Record::new(receipt, None)));
         }
-        let changes = changes(request, &steps);
+        let changes = changes(request, steps);
         self.commit(&changes, &receipt, request).await?;
         self.stored.extend(changes);
-        let drain = self.put_into_effect(state, &steps);
+        let drain = self.put_into_effect(state, steps, fence);
         receipt.took_us = micros_since(called);
         let record = Arc::new(Record::new(receipt, drain));
         state.remember(record.clone());
@@ -135,6 +203,7 @@ impl Writer {
             trigger: request.trigger,
             actor: request.actor.clone(),
             reason: request.reason.clone(),
+            mode: if steps.iter().any(|step| request.fences(&step.service)) { Mode::Fence } else { Mode::Instant },
             took_us: 0,
             dry_run: request.dry_run,
             services: steps.iter().map(switched).collect(),
@@ -160,32 +229,58 @@ impl Writer {
     }
 
     /// The one store of the switch, and the drain of what it left behind.
-    fn put_into_effect(&self, state: &State, steps: &[Step]) -> Option<Arc<Drain>> {
+    fn put_into_effect(&mut self, state: &State, steps: &[Step], fence: Option<&Fence>) -> Option<Arc<Drain>> {
+        let next: Vec<_> = steps.iter().map(|step| self.switched(&step.service, step.to).share()).collect();
+        // What a fence has held has left nothing behind; what ran before it has.
+        let before: Vec<Service> = steps.iter().map(|step| before_fence(&step.service, fence)).collect();
+        self.replace(state, next);
+        if before.is_empty() {
+            return None;
+        }
+        let drain = Arc::new(Drain::new(before.iter().map(|service| Leaving::new(service, true)).collect()));
+        for service in &before {
+            let requests = service.requests.as_ref().map(Arc::downgrade).unwrap_or_default();
+            let former = Former { generation: Arc::downgrade(&service.generation), requests, drain: drain.clone() };
+            let formers = self.former.entry(service.config.name.clone()).or_insert_with(|| ByColor::from_fn(|_| None));
+            formers[service.active] = Some(former);
+        }
+        Some(drain)
+    }
+
+    /// Publishes these services instead of those with the same names.
+    pub(super) fn replace(&self, state: &State, services: Vec<Arc<Service>>) {
         let before = state.snapshot.load_full();
-        let mut services = before.services.clone();
-        for step in steps {
-            if let Some(place) = before.places.get(&step.service.config.name) {
-                services[*place] = Arc::new(self.switched(&step.service, step.to));
+        let mut all = before.services.clone();
+        let vacancies: Vec<_> = services.iter().map(|service| service.active_pool().vacancy().clone()).collect();
+        for service in services {
+            if let Some(place) = before.places.get(&service.config.name) {
+                all[*place] = service;
             }
         }
         let (config, places, router) = (before.config.clone(), before.places.clone(), before.router.clone());
         drop(before);
-        state.publish(Snapshot { config, services, places, router });
-        for step in steps {
-            step.service.active_pool().vacancy().announce();
-        }
-        (!steps.is_empty()).then(|| Arc::new(Drain::new(steps.iter().map(|step| leaving(&step.service)).collect())))
+        state.publish(Snapshot { config, services: all, places, router });
+        vacancies.iter().for_each(|vacancy| vacancy.announce());
     }
 
-    fn switched(&self, service: &Service, to: Color) -> Service {
+    /// The service with another color active. If anybody still works for the color's last tenure, that one goes on.
+    fn switched(&mut self, service: &Service, to: Color) -> Service {
+        let (generation, requests) = self.resume(&service.config.name, to).unzip();
         Service {
-            config: service.config.clone(),
             active: to,
             number: service.number + 1,
-            generation: new_generation(self.rosters.len()),
-            pools: service.pools.clone(),
-            stats: service.stats.clone(),
+            generation: generation.unwrap_or_else(|| new_generation(self.rosters.len())),
+            requests: Some(requests.unwrap_or_default()),
+            is_held: false,
+            ..service.clone()
         }
+    }
+
+    fn resume(&mut self, service: &str, color: Color) -> Option<(Arc<Generation>, Arc<Requests>)> {
+        let former = self.former.get_mut(service)?[color].take()?;
+        let generation = former.generation.upgrade()?;
+        let leaving = former.drain.leaving().iter().find(|leaving| leaving.tally.id() == generation.tally().id())?;
+        leaving.keep(&self.rosters).then(|| (generation, former.requests.upgrade().unwrap_or_default()))
     }
 
     fn watch_drain(&self, state: &Arc<State>, record: &Arc<Record>) {
@@ -230,11 +325,12 @@ impl Writer {
         config.services.values().filter(changed).map(wanted).collect()
     }
 
-    fn drain_removed(&self, removed: Vec<Arc<Service>>) {
+    fn drain_removed(&mut self, removed: Vec<Arc<Service>>) {
         if removed.is_empty() {
             return;
         }
-        let drain = Arc::new(Drain::new(removed.iter().map(|service| leaving(service)).collect()));
+        let drain = Arc::new(Drain::new(removed.iter().map(|service| Leaving::new(service, false)).collect()));
+        removed.iter().for_each(|service| drop(self.former.remove(&service.config.name)));
         drop(removed);
         tokio::spawn(drain.run(self.rosters.clone()));
     }
@@ -253,22 +349,10 @@ impl Writer {
         }
         names.insert(resolved.name, resolved.addresses.into_iter().map(Address::Tcp).collect());
         let list = &service.config.pools[resolved.color];
-        let mut next = Service {
-            config: service.config.clone(),
-            active: service.active,
-            number: service.number,
-            generation: service.generation.clone(),
-            pools: service.pools.clone(),
-            stats: service.stats.clone(),
-        };
+        let mut next = (**service).clone();
         next.pools[resolved.color] = Arc::new(pool_of(list, &names, Some(pool), pool.vacancy(), self.rosters.len()));
-        let mut services = before.services.clone();
-        if let Some(place) = before.places.get(&resolved.service) {
-            services[*place] = Arc::new(next);
-        }
-        let (config, places, router) = (before.config.clone(), before.places.clone(), before.router.clone());
         drop(before);
-        self.publish(state, Snapshot { config, services, places, router });
+        self.replace(state, vec![next.share()]);
     }
 
     fn publish(&self, state: &State, next: Snapshot) {
@@ -290,12 +374,25 @@ impl Writer {
     }
 }
 
-type Answer = Result<Arc<Record>, Refusal>;
+pub(super) type Answer = Result<Arc<Record>, Refusal>;
+
+/// What a switch has come to before anything is changed.
+enum Begun {
+    /// It was done before.
+    Done(Arc<Record>),
+    Steps(Vec<Step>),
+}
 
 impl SwitchRequest {
     /// What makes two requests the same, whoever sends them.
     fn fingerprint(&self) -> String {
-        format!("{:?} expect {:?} force {}", self.aims, self.expect, self.force)
+        let mode = self.mode.map_or(String::new(), |mode| format!(" mode {mode:?}"));
+        format!("{:?} expect {:?} force {}{mode}", self.aims, self.expect, self.force)
+    }
+
+    /// Whether `other` is this request once more.
+    fn is_repeated_by(&self, other: &SwitchRequest) -> bool {
+        !other.dry_run && self.key.is_some() && self.key == other.key && self.fingerprint() == other.fingerprint()
     }
 }
 
@@ -355,9 +452,13 @@ fn on_reload(service: &config::Service, stored: &BTreeMap<String, Stored>) -> Op
     }
 }
 
-fn leaving(service: &Service) -> Leaving {
-    let tally = service.generation.tally().clone();
-    Leaving::new(service.config.name.clone(), service.active, tally, service.config.drain_timeout)
+/// The service as it was before the fence held it.
+fn before_fence(service: &Service, fence: Option<&Fence>) -> Service {
+    let mut before = service.clone();
+    if let Some(held) = fence.and_then(|fence| fence.held(&service.config.name)) {
+        before.generation = held.generation.clone();
+    }
+    before
 }
 
 fn snapshot(
@@ -368,7 +469,7 @@ fn snapshot(
 ) -> Snapshot {
     let next = |service: &Arc<config::Service>| {
         let before = before.and_then(|before| before.service(&service.name));
-        Arc::new(next_service(service, before, stored.get(&*service.name), workers))
+        next_service(service, before, stored.get(&*service.name), workers).share()
     };
     let services: Vec<Arc<Service>> = config.services.values().map(next).collect();
     let places: HashMap<Arc<str>, usize> =
@@ -394,13 +495,11 @@ fn next_service(
         }
         Arc::new(pool_of(&config.pools[color], &names, before, &vacancy, workers))
     };
-    Service {
-        config: config.clone(),
-        active,
-        number: stored.map_or(1, |stored| stored.generation),
-        generation: before.map_or_else(|| new_generation(workers), |before| before.generation.clone()),
-        pools: ByColor::from_fn(pool),
-        stats: before.map_or_else(|| Arc::new(ServiceStats::new(workers)), |before| before.stats.clone()),
+    let pools = ByColor::from_fn(pool);
+    let number = stored.map_or(1, |stored| stored.generation);
+    match before {
+        None => Service::new(config.clone(), active, number, pools, workers),
+        Some(before) => Service { config: config.clone(), active, number, pools, ..(**before).clone() },
     }
 }
 
@@ -456,6 +555,7 @@ fn count_drain(state: &State, drain: &Drain) {
     for leaving in drain.leaving() {
         for (kind, report) in Kind::ALL.into_iter().zip(leaving.report()) {
             state.stats.drained(&leaving.service, kind.as_str(), "finished", report.finished);
+            state.stats.drained(&leaving.service, kind.as_str(), "kept", report.kept);
             state.stats.drained(&leaving.service, kind.as_str(), "cut", report.cut);
         }
     }
@@ -496,6 +596,7 @@ fn log_drained(receipt: &Receipt) {
     tracing::info!(
         receipt = receipt.id,
         finished = drain.http.finished + drain.sse.finished + drain.websocket.finished,
+        kept = drain.http.kept + drain.sse.kept + drain.websocket.kept,
         cut = drain.cut(),
         "drained"
     );

@@ -1,4 +1,8 @@
-//! Long-lived exchanges: what makes a handshake valid, and the tunnel that follows it.
+//! Long-lived exchanges: what makes a handshake valid, the tunnel that follows it, and where in them a goodbye fits.
 
+mod direction;
+pub mod events;
+pub mod frames;
+mod goodbye;
 pub mod tunnel;
 pub mod websocket;

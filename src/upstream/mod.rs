@@ -74,6 +74,11 @@ pub struct Vacancy {
 }
 
 impl Vacancy {
+    /// How many requests wait.
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::SeqCst)
+    }
+
     /// Everybody looks again: an endpoint became healthy, or there is a new snapshot.
     pub fn announce(&self) {
         self.changed.notify_waiters();

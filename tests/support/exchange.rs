@@ -45,7 +45,7 @@ impl Stage {
     pub fn service(&self, name: &str, keys: &str) -> String {
         format!(
             "[[routes]]\npath = \"/{name}\"\nservice = \"{name}\"\n[services.{name}]\nblue = [{}]\ngreen = [{}]\n\
-             health.interval = \"1h\"\n{keys}\n",
+             health.interval = \"1h\"\ndrain.websocket = \"keep\"\ndrain.sse = \"keep\"\n{keys}\n",
             self.blue.toml(),
             self.green.toml()
         )

@@ -189,6 +189,7 @@ pub fn to_color(aims: &[(&str, Color)]) -> SwitchRequest {
     SwitchRequest {
         aims: aims.iter().map(|(service, color)| ((*service).to_owned(), Aim::To(*color))).collect(),
         expect: BTreeMap::new(),
+        mode: None,
         force: false,
         dry_run: false,
         reason: None,
