@@ -2,7 +2,8 @@
 //!
 //! N worker threads, each with a single-threaded runtime, serve the clients; one control thread with a runtime of its own
 //! does everything else. Starting: store, state, sockets, control, workers. Stopping: not ready, listeners close,
-//! connections end when they are idle, and what has not ended at the deadline is cut.
+//! connections end when they are idle, what has not ended at the deadline is cut, and the admin API gives its last
+//! answers.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,6 +15,8 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::access::AccessLog;
 use crate::admin::{self, Admin};
@@ -35,7 +38,7 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 const CLOSED_WITHIN: Duration = Duration::from_secs(1);
 /// How long a switch that the config file asks for waits until its endpoints have been probed.
 const PROBED_WITHIN: Duration = Duration::from_secs(10);
-/// File descriptors for everything that is no connection.
+/// File descriptors for everything that is neither a connection nor a probe.
 const SPARE_DESCRIPTORS: u64 = 200;
 
 /// Why the proxy did not start.
@@ -168,7 +171,7 @@ impl Drop for Proxy {
 
 fn start(config: Config, source: Option<(PathBuf, Watch)>) -> Result<Proxy, StartError> {
     let (source, watch) = source.unzip();
-    raise_descriptor_limit(config.connections);
+    raise_descriptor_limit(descriptors(&config));
     let store = Arc::new(Store::open(&config.state_dir)?);
     let rosters: Arc<[Arc<Roster>]> = (0..config.workers).map(|_| Roster::new()).collect();
     let access = AccessLog::open(&config.log.access).map_err(StartError::Access)?.map(Arc::new);
@@ -270,16 +273,33 @@ fn start_control(
             tokio::spawn(writer);
             let state = &control.shared.state;
             tokio::spawn(health::run(state.clone()));
+            let answering = Answering::default();
             if let Some(admin) = admin {
-                tokio::spawn(admin.serve(state.clone(), std::future::pending()));
+                answering.task.spawn(admin.serve(state.clone(), answering.end.clone().cancelled_owned()));
             }
             tokio::spawn(follow(control.shared.clone(), control.reloads, watch));
-            stop_when_told(&control.shared, control.stages).await;
+            stop_when_told(&control.shared, &answering, control.stages).await;
         });
         // What is still open on the control side is not waited for: a slow disk or a name that does not resolve.
         runtime.shutdown_timeout(Duration::from_millis(100));
     };
     std::thread::Builder::new().name("control".into()).spawn(run).map_err(StartError::Thread)
+}
+
+/// The admin API while it runs.
+#[derive(Debug, Default)]
+struct Answering {
+    task: TaskTracker,
+    end: CancellationToken,
+}
+
+impl Answering {
+    /// Lets it send the answers under way; how long that may take is its own affair.
+    async fn finish(&self) {
+        self.end.cancel();
+        self.task.close();
+        self.task.wait().await;
+    }
 }
 
 fn runtime() -> Result<Runtime, StartError> {
@@ -359,14 +379,14 @@ impl Shared {
         let new: Vec<_> = config.listeners.iter().filter(is_new).cloned().collect();
         let bound = bind_all(&new, &self.state, &self.process_limit, self.rosters.len())
             .map_err(|error| self.problem(error.to_string()))?;
-        let (listeners, connections) = (config.listeners.clone(), config.connections);
+        let (listeners, connections, needed) = (config.listeners.clone(), config.connections, descriptors(&config));
         let wanted = match self.state.reload(config).await {
             Ok(Ok(wanted)) => wanted,
             Ok(Err(error)) => return Err(self.problem(error.to_string())),
             Err(busy) => return Err(self.problem(busy.to_string())),
         };
-        if connections != before.connections {
-            raise_descriptor_limit(connections);
+        if needed != descriptors(&before) {
+            raise_descriptor_limit(needed);
         }
         self.process_limit.resize(connections);
         let gone = self.change_listeners(&listeners);
@@ -463,13 +483,18 @@ async fn probed(state: &State, wanted: &[Wanted]) {
     }
 }
 
-async fn stop_when_told(shared: &Shared, mut stages: watch::Receiver<Stage>) {
+async fn stop_when_told(shared: &Shared, answering: &Answering, mut stages: watch::Receiver<Stage>) {
     let told = |at_least: fn(Stage) -> bool| move |stage: &Stage| at_least(*stage);
     // An error means that the handle is gone, which is the same as being told to stop at once.
     let _ = stages.wait_for(told(|stage| stage != Stage::Running)).await;
     let mut hurry = stages.clone();
+    let gently = async {
+        drain_all(shared).await;
+        // Last, for whoever waits there for the end of a drain.
+        answering.finish().await;
+    };
     tokio::select! {
-        () = drain_all(shared) => {}
+        () = gently => {}
         _ = hurry.wait_for(told(|stage| stage == Stage::Stopped)) => {}
     }
     for worker in &shared.workers {
@@ -545,10 +570,15 @@ fn set_grain(shared: &Shared) {
     shared.rosters.iter().for_each(|roster| roster.set_shortest_timeout(shortest));
 }
 
-/// Two descriptors for each connection: the client's and the origin's.
-fn raise_descriptor_limit(connections: usize) {
+/// Two descriptors for each connection, the client's and the origin's, and one for the probe of each endpoint.
+fn descriptors(config: &Config) -> u64 {
+    let pools = config.services.values().flat_map(|service| [&service.pools.blue, &service.pools.green]);
+    let endpoints: usize = pools.map(Vec::len).sum();
+    config.connections as u64 * 2 + endpoints as u64 + SPARE_DESCRIPTORS
+}
+
+fn raise_descriptor_limit(needed: u64) {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let needed = connections as u64 * 2 + SPARE_DESCRIPTORS;
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if current.is_none_or(|current| current >= needed) {
         return;
@@ -561,5 +591,24 @@ fn raise_descriptor_limit(connections: usize) {
             available = raised,
             "too few file descriptors for limits.connections: raise the limit (LimitNOFILE, ulimit -n) or lower the key"
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_connection_has_two_descriptors_and_each_endpoint_of_both_colors_one() {
+        let needed = |connections: usize, pools: &str| {
+            let text = format!(
+                "limits.connections = {connections}\n[[listeners]]\nlisten = \"127.0.0.1:0\"\n[services.a]\n{pools}"
+            );
+            descriptors(&config::parse(&text, Path::new("test.toml")).expect("a valid config"))
+        };
+        let few = needed(100, "blue = [\"127.0.0.1:1\"]");
+        assert_eq!(needed(110, "blue = [\"127.0.0.1:1\"]"), few + 20);
+        let more = "blue = [\"127.0.0.1:1\", \"127.0.0.1:2\"]\ngreen = [\"127.0.0.1:3\", \"[::1]:1\"]";
+        assert_eq!(needed(100, more), few + 3);
     }
 }

@@ -261,6 +261,25 @@ async fn who_is_told_413_while_sending_sees_it() {
     }
 }
 
+/// Who sends all before reading gets the answer, if it is not too much; sending on for ever is of no use.
+#[tokio::test]
+async fn a_refused_body_is_read_up_to_a_bound() {
+    const READ: usize = 8 * 1024 * 1024;
+    // With what the buffers of the sockets hold.
+    const MOST: usize = 64 * 1024 * 1024;
+    let (teal, _origin, _) = start("request_body = \"1MiB\"").await;
+    let head = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000000000\r\n\r\n";
+
+    let mut client = Client::connect(teal.address).await;
+    client.send(head).await;
+    assert!(body::write(&mut client.stream, READ).await);
+    assert_eq!(client.answer().await.status, 413);
+
+    let mut client = Client::connect(teal.address).await;
+    client.send(head).await;
+    assert!(!soon("the end of reading", body::write(&mut client.stream, MOST)).await, "it was read to its end");
+}
+
 #[tokio::test]
 async fn a_head_that_does_not_arrive_in_time_is_408() {
     let (teal, _origin, reached) = start("header_timeout = \"400ms\"\nidle_timeout = \"1h\"").await;

@@ -13,7 +13,7 @@ use teal::state::Receipt;
 use teal::store::Store;
 use tokio::time::{Instant, timeout};
 
-use support::binary::{Binary, teal_run};
+use support::binary::{Binary, call, teal_run};
 use support::client::{Client, get};
 use support::exchange::Stage;
 use support::proxy::{Builder, Teal};
@@ -178,6 +178,43 @@ async fn drains_that_the_stop_ends_are_recorded() {
         assert_eq!(drain.http, KindReport { open: 0, at_switch: 1, finished: 1, kept: 0, cut: 0 });
         assert_eq!(drain.sse, KindReport { open: 0, at_switch: 1, finished: 0, kept: 0, cut: 1 });
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_for_a_drain_is_told_how_the_stop_ended_it() {
+    let (stage, teal) = start("shutdown_timeout = \"500ms\"").await;
+    let stream = stage.open(teal.address, "a", Kind::Sse).await;
+    let mut waiting = Client::connect(teal.admin).await;
+    let path = "/v1/switch?wait=drained&timeout=10m";
+    waiting.send(call(teal.admin, "POST", path, "{\"services\": {\"a\": \"green\"}}")).await;
+    eventually("it has switched", || teal.active("a") == Color::Green).await;
+    teal.proxy().begin_stop();
+    assert_eq!(stream.ending().await, None);
+    let answer = waiting.answer().await;
+    let drain = serde_json::from_str::<Receipt>(answer.text()).expect("a receipt").drain.expect("a drain");
+    assert_eq!((drain.state, drain.sse.cut), (DrainState::Drained, 1));
+    eventually("it has stopped", || teal.proxy().is_stopped()).await;
+}
+
+/// The admin API is the last to go, and it does not go in the middle of an answer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_admin_api_has_begun_it_finishes() {
+    let (stage, teal) = start("shutdown_timeout = \"1h\"").await;
+    let slow = stage.open(teal.address, "a", Kind::Http).await;
+    let mut half = Client::connect(teal.admin).await;
+    let request = call(teal.admin, "POST", "/v1/switch", "{\"services\": {\"a\": \"blue\"}}");
+    let (begin, end) = request.split_at(request.len() - 1);
+    half.send(begin).await;
+    teal.proxy().begin_stop();
+    closed(teal.address).await;
+    let livez = call(teal.admin, "GET", "/livez", "");
+    assert_eq!(Client::connect(teal.admin).await.ask(livez).await.status, 200);
+    slow.release();
+    assert_eq!(slow.ending().await.as_deref(), Some("blue"));
+    closed(teal.admin).await;
+    half.send(end).await;
+    assert_eq!(half.answer().await.status, 200);
+    eventually("it has stopped", || teal.proxy().is_stopped()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

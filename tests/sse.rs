@@ -128,6 +128,22 @@ async fn a_client_that_leaves_is_noticed_by_the_origin() {
     eventually("all streams are over", || open(&teal) == 0).await;
 }
 
+/// While the origin takes nothing of the request, the end of the client stands behind what nobody reads.
+#[tokio::test]
+async fn a_client_that_leaves_in_the_middle_of_its_request_is_not_waited_for() {
+    let (origin, mut calls) = by_hand().await;
+    let teal = Builder::app(&[&origin]).listener("body_timeout = \"500ms\"").start().await;
+    let mut client = Client::connect(teal.address).await;
+    client.send("POST /events HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000000\r\n\r\n").await;
+    let mut call = calls.next().await;
+    call.send(CHUNKED).await;
+    client.head().await.expect("a head");
+    let nothing_moves = Duration::from_millis(100);
+    while timeout(nothing_moves, support::body::write(&mut client.stream, 64 * 1024)).await.is_ok_and(|taken| taken) {}
+    drop(client);
+    eventually("the stream is over", || open(&teal) == 0).await;
+}
+
 #[tokio::test]
 async fn a_stream_that_the_origin_ends_ends_well() {
     let (origin, mut calls) = by_hand().await;

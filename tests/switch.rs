@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use support::client::{Client, get};
 use support::origin::{Origin, Request, ok};
 use support::proxy::{Builder, Teal, to_color};
-use support::{eventually, soon};
+use support::{eventually, scratch, soon};
 
 const SWITCHES: usize = 2_000;
 const CLIENTS: usize = 8;
@@ -179,6 +179,33 @@ async fn a_refused_switch_leaves_no_trace() {
     let forced = SwitchRequest { force: true, ..to_color(&[("a", Color::Green)]) };
     teal.state().switch(forced).await.expect("force overrides the health");
     assert_eq!(teal.active("a"), Color::Green);
+}
+
+#[tokio::test]
+async fn a_refusal_says_what_each_endpoint_lacks() {
+    let silent = Origin::raw(|stream| async move {
+        let _open = stream;
+        std::future::pending().await
+    })
+    .await;
+    let teal = Builder::new(&format!(
+        "[services.a]\nblue = []\ngreen = [{}]\nhealth = {{ path = \"/\", interval = \"1h\", timeout = \"1h\" }}\n",
+        silent.toml()
+    ))
+    .start_unprobed(scratch());
+    let reason = async || {
+        let refusal = teal.switch("a", Color::Green).await.expect_err("green is not healthy").to_string();
+        refusal.rsplit("; ").next().unwrap_or_default().to_owned()
+    };
+    let probed = |result| teal.state().load().services[0].pools.green.endpoints()[0].probed(result, 2, 1);
+
+    assert_eq!(reason().await, format!("{}: not probed yet", silent.address));
+    probed(Err("status 500".to_owned()));
+    assert_eq!(reason().await, format!("{}: status 500", silent.address));
+    probed(Ok(()));
+    assert_eq!(reason().await, format!("{}: recovering", silent.address));
+    probed(Ok(()));
+    teal.switch("a", Color::Green).await.expect("a switch");
 }
 
 #[tokio::test]

@@ -19,6 +19,8 @@ use crate::stream::tunnel::Tunnel;
 const FIRST_WORDS: Duration = Duration::from_secs(1);
 /// How long a close waits for a client to stop sending.
 const LINGER: Duration = Duration::from_secs(2);
+/// Octets that it takes from the client meanwhile: what a fast connection may have under way, several times.
+const MAX_LINGER: usize = 16 * 1024 * 1024;
 /// How long a reply of our own may take to be sent.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -169,10 +171,16 @@ pub(super) async fn send(client: &mut Client, bytes: Vec<u8>) -> bool {
 async fn linger(client: &mut Client) {
     let (stream, seat) = (&mut client.stream, &client.seat);
     seat.within(LINGER);
+    let mut left = MAX_LINGER;
     let draining = poll_fn(|cx| {
         // Idempotent: the second shutdown finds nothing to do.
         let _ = ready!(stream.poll_shutdown(cx));
-        while ready!(with_scratch(|scratch| stream.poll_read(cx, scratch))).is_ok_and(|count| count > 0) {}
+        while left > 0 {
+            match ready!(with_scratch(|scratch| stream.poll_read(cx, scratch))) {
+                Ok(count) if count > 0 => left = left.saturating_sub(count),
+                _ => break,
+            }
+        }
         Poll::Ready(())
     });
     let _ = seat.guard(draining).await;

@@ -142,6 +142,8 @@ impl<'a> Exchange<'a> {
             let waits_for_answer = is_origins_turn && self.download.is_none();
             let limit = if waits_for_answer { self.response_timeout() } else { self.body_timeout() };
             self.client.seat.within(limit);
+        } else if progress {
+            self.limit_stream();
         }
         Ok(())
     }
@@ -270,11 +272,21 @@ impl<'a> Exchange<'a> {
     fn begin_events(&mut self, is_encoded: bool) {
         self.passage.turn(Kind::Sse);
         self.client.seat.turn(Kind::Sse as u8);
-        self.client.seat.without_limit();
+        self.limit_stream();
         if let Some(download) = &mut self.download
             && !is_encoded
         {
             download.follow_events(EventStream::new(self.passage.service().returning.is_expected()));
+        }
+    }
+
+    /// A stream lasts as long as both ends want. While the origin does not take the rest of the request, though, nobody
+    /// reads what the client says, and so nobody would notice that it has gone.
+    fn limit_stream(&self) {
+        if !self.upload_is_over && self.upload.is_waiting_for_receiver() {
+            self.client.seat.within(self.body_timeout());
+        } else {
+            self.client.seat.without_limit();
         }
     }
 
@@ -304,6 +316,8 @@ impl<'a> Exchange<'a> {
         let result = download.poll(cx, self.origin, &mut self.answer, &mut self.client.stream, &mut progress);
         if progress && self.passage.kind() == Kind::Http {
             self.client.seat.within(self.client.listener.limits.body_timeout);
+        } else if progress {
+            self.limit_stream();
         }
         let through = match ready!(result) {
             Ok(()) => Ok(()),

@@ -120,7 +120,13 @@ fn list_running(running: &[StillRunning]) -> String {
 
 fn reasons(endpoints: &[EndpointHealth]) -> String {
     let one = |endpoint: &EndpointHealth| {
-        format!("; {}: {}", endpoint.endpoint, endpoint.error.as_deref().unwrap_or("not probed yet"))
+        let reason = match (&endpoint.error, endpoint.health) {
+            (Some(error), _) => error,
+            (None, Health::Unknown) => "not probed yet",
+            // Its last probe was good, and it needs more of them.
+            (None, _) => "recovering",
+        };
+        format!("; {}: {reason}", endpoint.endpoint)
     };
     endpoints.iter().take(5).map(one).collect()
 }

@@ -6,6 +6,7 @@ mod support;
 mod balance;
 mod bodies;
 mod broken;
+mod chaos;
 mod headers;
 mod messages;
 mod property;
