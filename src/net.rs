@@ -1,14 +1,19 @@
 //! A byte stream to a client or an origin: TCP or a unix socket, behind one type.
 
+mod pipe;
+
 use std::cell::RefCell;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use rustix::net::RecvFlags;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+
+pub use pipe::Pipe;
 
 /// Size of the scratch space in which bodies and tunnels are moved.
 const SCRATCH: usize = 512 * 1024;
@@ -29,7 +34,47 @@ pub enum Stream {
     Unix(UnixStream),
 }
 
+/// Which way bytes go through a socket.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Direction {
+    Read,
+    Write,
+}
+
 impl Stream {
+    /// Runs `call` on the socket until it does not say that it would block.
+    pub fn poll_with(
+        &self,
+        cx: &mut Context<'_>,
+        direction: Direction,
+        mut call: impl FnMut(BorrowedFd<'_>) -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            let result = match (self, direction) {
+                (Stream::Tcp(stream), Direction::Read) => {
+                    ready!(stream.poll_read_ready(cx))?;
+                    stream.try_io(Interest::READABLE, || call(stream.as_fd()))
+                }
+                (Stream::Tcp(stream), Direction::Write) => {
+                    ready!(stream.poll_write_ready(cx))?;
+                    stream.try_io(Interest::WRITABLE, || call(stream.as_fd()))
+                }
+                (Stream::Unix(stream), Direction::Read) => {
+                    ready!(stream.poll_read_ready(cx))?;
+                    stream.try_io(Interest::READABLE, || call(stream.as_fd()))
+                }
+                (Stream::Unix(stream), Direction::Write) => {
+                    ready!(stream.poll_write_ready(cx))?;
+                    stream.try_io(Interest::WRITABLE, || call(stream.as_fd()))
+                }
+            };
+            match result {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => return Poll::Ready(result),
+            }
+        }
+    }
+
     /// Reads into `buffer`, which must not be empty; 0 is the end of the stream.
     pub fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
         let mut buffer = ReadBuf::new(buffer);

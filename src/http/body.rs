@@ -10,7 +10,7 @@ use std::task::{Context, Poll, ready};
 use crate::http::buffer::Buffer;
 use crate::http::event_stream::{EventStream, Passed};
 use crate::http::head::{Framing, Known};
-use crate::net::{Stream, with_scratch};
+use crate::net::{Pipe, Stream, with_scratch};
 
 /// Digits of a chunk size; more than any real chunk needs.
 const MAX_SIZE_DIGITS: u8 = 16;
@@ -202,6 +202,9 @@ pub(crate) enum PumpError {
 /// copying many octets, and falls back when the receiver does not: what it has not taken has to be kept.
 const FIRST_READ: usize = 64 * 1024;
 
+/// From so many announced octets on a body is moved by the kernel, if it goes on as it is.
+const LARGE: u64 = 128 * 1024;
+
 /// Moves one message, head first, from a sender to a receiver.
 #[derive(Debug)]
 pub(crate) struct Pump {
@@ -220,6 +223,8 @@ pub(crate) struct Pump {
     events: Option<Box<EventStream>>,
     /// Ended here, and not by the sender.
     was_ended: bool,
+    /// Of a large body.
+    pipe: Option<Pipe>,
 }
 
 impl Pump {
@@ -237,6 +242,7 @@ impl Pump {
             is_closed: false,
             events: None,
             was_ended: false,
+            pipe: None,
         }
     }
 
@@ -272,7 +278,7 @@ impl Pump {
 
     /// Whether the receiver has something to take.
     pub(crate) fn is_waiting_for_receiver(&self) -> bool {
-        self.at < self.pending.len()
+        self.at < self.pending.len() || self.pipe.as_ref().is_some_and(|pipe| !pipe.is_empty())
     }
 
     /// Whether a message can be sent again from its start: it has no body.
@@ -308,6 +314,7 @@ impl Pump {
         }
         loop {
             ready!(self.poll_flush(cx, to, progress))?;
+            ready!(self.poll_pipe(cx, from, buffered, to, progress))?;
             if self.decoder.is_done() {
                 return Poll::Ready(Ok(()));
             }
@@ -337,6 +344,40 @@ impl Pump {
                 Err(error) => return Poll::Ready(Err(PumpError::Receiver(error))),
             }
         }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Moves a large body of announced length, from where nothing of it is kept here, to its end. Does nothing else: a
+    /// length over the limit was refused with the head.
+    fn poll_pipe(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &Stream,
+        buffered: &Buffer,
+        to: &Stream,
+        progress: &mut bool,
+    ) -> Poll<Result<(), PumpError>> {
+        if self.pipe.is_none() && matches!(self.decoder, Decoder::Length(LARGE..)) && buffered.is_empty() {
+            self.pipe = Pipe::take();
+        }
+        let Some(pipe) = &mut self.pipe else { return Poll::Ready(Ok(())) };
+        loop {
+            ready!(pipe.poll_drain(cx, to, progress)).map_err(PumpError::Receiver)?;
+            let Decoder::Length(left) = &mut self.decoder else { break };
+            let most = usize::try_from(*left).unwrap_or(usize::MAX);
+            let count = match ready!(pipe.poll_fill(cx, from, most)) {
+                Ok(0) => return Poll::Ready(Err(PumpError::Sender(None))),
+                Ok(count) => count as u64,
+                Err(error) => return Poll::Ready(Err(PumpError::Sender(Some(error)))),
+            };
+            *progress = true;
+            *left -= count.min(*left);
+            if *left == 0 {
+                self.decoder = Decoder::Done;
+            }
+            self.moved += count;
+        }
+        self.pipe = None;
         Poll::Ready(Ok(()))
     }
 

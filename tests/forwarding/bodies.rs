@@ -53,6 +53,30 @@ async fn a_large_download_arrives_byte_for_byte() {
     }
 }
 
+/// What was on its way when a client broke off must not reach another one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_broken_off_download_leaves_behind_reaches_nobody() {
+    const LENGTH: usize = 2 * 1024 * 1024;
+    let origin = Origin::raw(|mut stream| async move {
+        while read_head(&mut stream, &mut Vec::new()).await.is_some() {
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {LENGTH}\r\n\r\n");
+            if stream.write_all(head.as_bytes()).await.is_err() || !body::write(&mut stream, LENGTH).await {
+                return;
+            }
+        }
+    });
+    let origin = origin.await;
+    let teal = Builder::app(&[&origin]).start().await;
+    // More than the worker keeps pipes, so that some are used again.
+    for n in 0..40 {
+        let mut client = Client::connect(teal.address).await;
+        client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        client.head().await.expect("a head");
+        let length = if n % 4 == 3 { LENGTH } else { LENGTH / 40 * n + 1 };
+        soon("the body", body::read(&mut client.stream, &mut client.buffer, length)).await;
+    }
+}
+
 /// Chunks of all sizes, extensions included, whole and in pieces.
 #[tokio::test]
 async fn chunked_bodies_come_through_both_ways() {
