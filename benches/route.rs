@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use clap::Parser;
-use teal::config::{HostPattern, Route};
+use teal::config::{Access, HostPattern, Route};
 use teal::router::Router;
 
 use support::contestant::route;
@@ -55,9 +55,16 @@ fn router(routes: usize) -> Router {
     let written = |number| {
         let (host, path) = route(number);
         let service = number.to_string().into();
-        Route { host: HostPattern::Exact(host.into()), path: path.into(), service, strip_prefix: false }
+        Route {
+            host: HostPattern::Exact(host.into()),
+            path: path.into(),
+            service,
+            strip_prefix: false,
+            access: Access::default(),
+            rate: None,
+        }
     };
-    Router::new(&(0..routes).map(written).collect::<Vec<_>>(), |service| service.parse().ok())
+    Router::new(&(0..routes).map(written).collect::<Vec<_>>(), |service| service.parse().ok(), None)
 }
 
 struct Request {

@@ -115,8 +115,10 @@ impl Leaving {
     async fn run(&self, started: Instant, rosters: &[Arc<Roster>]) {
         let mut stage = self.stage.subscribe();
         tokio::select! {
-            () = self.leave(started, rosters) => {}
+            // Nobody may be told any more once what was told has been recalled.
+            biased;
             _ = stage.wait_for(|stage| *stage == Stage::Kept) => {}
+            () = self.leave(started, rosters) => {}
         }
     }
 

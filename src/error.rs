@@ -1,6 +1,7 @@
 //! Why a request could not be answered by its origin.
 
 use std::io;
+use std::time::Duration;
 
 /// What went wrong, by whose fault: the client's, the origin's, or ours. `http::reply` turns it into a status.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +23,10 @@ pub enum Failure {
     Method(&'static str),
     #[error("HTTP version not supported")]
     Version,
+    #[error("too many requests")]
+    TooMany(Duration),
+    #[error("not admitted to this route")]
+    Forbidden,
     #[error("client has gone")]
     ClientGone(#[source] Option<io::Error>),
     #[error("client does not take the answer")]
@@ -71,7 +76,9 @@ impl Failure {
             | Failure::Version
             | Failure::ClientGone(_)
             | Failure::ClientStalled
-            | Failure::NoRoute => Side::Client,
+            | Failure::NoRoute
+            | Failure::TooMany(_)
+            | Failure::Forbidden => Side::Client,
             Failure::Connect(_)
             | Failure::ConnectTimeout
             | Failure::Broken(_)

@@ -18,6 +18,7 @@ pub mod http;
 pub mod listener;
 pub mod net;
 pub mod occupant;
+pub mod quota;
 pub mod roster;
 pub mod router;
 pub mod service;

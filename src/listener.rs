@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
@@ -25,6 +25,7 @@ use crate::http::{Client, Worker, serve};
 use crate::metrics::{ListenerStats, Rejection};
 use crate::net::Stream;
 use crate::occupant;
+use crate::quota::RateLimit;
 
 const BACKLOG: i32 = 4096;
 /// Pause after an accept that failed for want of something.
@@ -48,6 +49,7 @@ pub struct Listening {
     pub address: Address,
     /// As of the last reload; a connection keeps those it began with.
     pub settings: ArcSwap<Listener>,
+    rate: ArcSwapOption<RateLimit>,
     pub stats: Arc<ListenerStats>,
     limit: Arc<Limit>,
     by_ip: Mutex<HashMap<IpAddr, usize>>,
@@ -141,6 +143,7 @@ impl Listening {
             stats: stats(&address.to_string()),
             address,
             limit: Arc::new(Limit::new(settings.limits.connections)),
+            rate: ArcSwapOption::new(rate_limit(&settings, None)),
             settings: ArcSwap::new(settings),
             by_ip: Mutex::default(),
             process_limit,
@@ -162,6 +165,7 @@ impl Listening {
     /// New settings for connections from now on.
     pub fn update(&self, settings: Arc<Listener>) {
         self.limit.resize(settings.limits.connections);
+        self.rate.store(rate_limit(&settings, self.rate.load_full()));
         self.settings.store(settings);
     }
 
@@ -308,9 +312,16 @@ async fn admit(listening: &Arc<Listening>, accepted: Accepted, worker: &Arc<Work
         worker.clone(),
         settings,
         listening.stats.clone(),
+        listening.rate.load_full(),
         Box::new(permit),
     );
     tokio::spawn(serve(client));
+}
+
+/// The limit that the settings ask for; one that has not changed goes on counting where it was.
+fn rate_limit(settings: &Listener, before: Option<Arc<RateLimit>>) -> Option<Arc<RateLimit>> {
+    let rate = settings.limits.rate?;
+    before.filter(|before| before.rate() == rate).or_else(|| Some(Arc::new(RateLimit::new(rate))))
 }
 
 /// A connection's place in the limits.

@@ -128,16 +128,20 @@ pub enum Rejection {
     BodyTooLarge,
     NoRoute,
     ConnectionsPerIp,
+    RateLimited,
+    Forbidden,
 }
 
 impl Rejection {
-    pub const ALL: [Rejection; 6] = [
+    pub const ALL: [Rejection; 8] = [
         Rejection::BadRequest,
         Rejection::HeadTooLarge,
         Rejection::HeaderTimeout,
         Rejection::BodyTooLarge,
         Rejection::NoRoute,
         Rejection::ConnectionsPerIp,
+        Rejection::RateLimited,
+        Rejection::Forbidden,
     ];
 
     pub fn as_str(self) -> &'static str {
@@ -148,6 +152,8 @@ impl Rejection {
             Rejection::BodyTooLarge => "body_too_large",
             Rejection::NoRoute => "no_route",
             Rejection::ConnectionsPerIp => "connections_per_ip",
+            Rejection::RateLimited => "rate_limited",
+            Rejection::Forbidden => "forbidden",
         }
     }
 }

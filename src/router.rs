@@ -6,7 +6,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::config::{HostPattern, Route};
+use crate::config::{Access, HostPattern, Route};
+use crate::quota::RateLimit;
 
 /// The longest host name that is looked up; DNS allows no longer one.
 const MAX_HOST: usize = 255;
@@ -18,6 +19,30 @@ pub struct Router {
     exact: HashMap<Arc<str>, Table>,
     /// By the name that the hosts are below.
     below: HashMap<Arc<str>, Table>,
+    rules: Vec<Rules>,
+}
+
+/// Who may use a route, and how much.
+#[derive(Debug)]
+pub struct Rules {
+    host: HostPattern,
+    path: Arc<str>,
+    pub access: Access,
+    pub rate: Option<Arc<RateLimit>>,
+}
+
+impl Rules {
+    /// A limit that has not changed goes on counting where it was.
+    fn new(route: &Route, before: Option<&Rules>) -> Rules {
+        let same = before.and_then(|rules| rules.rate.clone()).filter(|limit| Some(limit.rate()) == route.rate);
+        let new = || route.rate.map(|rate| Arc::new(RateLimit::new(rate)));
+        Rules {
+            host: route.host.clone(),
+            path: route.path.clone(),
+            access: route.access.clone(),
+            rate: same.or_else(new),
+        }
+    }
 }
 
 /// Where a request goes.
@@ -28,6 +53,7 @@ pub struct Target {
     /// Octets to take off the front of the path.
     pub strip: usize,
     path_len: usize,
+    rules: usize,
 }
 
 /// The routes of one host pattern.
@@ -39,17 +65,21 @@ struct Table {
 }
 
 impl Router {
-    /// `place` gives each service's place in the snapshot.
-    pub fn new(routes: &[Route], place: impl Fn(&str) -> Option<usize>) -> Router {
+    /// `place` gives each service's place in the snapshot; `before` is the router that this one comes after.
+    pub fn new(routes: &[Route], place: impl Fn(&str) -> Option<usize>, before: Option<&Router>) -> Router {
         let mut router = Router::default();
+        let before: HashMap<_, _> =
+            before.iter().flat_map(|before| &before.rules).map(|rules| ((&rules.host, &rules.path), rules)).collect();
         for route in routes {
             let Some(service) = place(&route.service) else { continue };
+            let rules = router.rules.len();
+            router.rules.push(Rules::new(route, before.get(&(&route.host, &route.path)).copied()));
             let table = match &route.host {
                 HostPattern::Any => &mut router.any,
                 HostPattern::Exact(host) => router.exact.entry(host.clone()).or_default(),
                 HostPattern::Below(host) => router.below.entry(host.clone()).or_default(),
             };
-            table.add(route, service);
+            table.add(route, service, rules);
         }
         router
     }
@@ -71,6 +101,10 @@ impl Router {
         best
     }
 
+    pub fn rules(&self, target: Target) -> &Rules {
+        &self.rules[target.rules]
+    }
+
     /// The tables that hold routes for `host`, the most exact first.
     fn tables<'a>(&'a self, host: &'a str) -> impl Iterator<Item = &'a Table> {
         let parents = host.match_indices('.').map(|(dot, _)| &host[dot + 1..]);
@@ -81,10 +115,10 @@ impl Router {
 }
 
 impl Table {
-    fn add(&mut self, route: &Route, service: usize) {
+    fn add(&mut self, route: &Route, service: usize, rules: usize) {
         let path_len = if &*route.path == "/" { 0 } else { route.path.len() };
         let strip = if route.strip_prefix { path_len } else { 0 };
-        self.targets.insert(route.path[..path_len].into(), Target { service, strip, path_len });
+        self.targets.insert(route.path[..path_len].into(), Target { service, strip, path_len, rules });
         if let Err(place) = self.lengths.binary_search_by(|length| path_len.cmp(length)) {
             self.lengths.insert(place, path_len);
         }
@@ -118,11 +152,18 @@ mod tests {
             Some(name) => HostPattern::Below(name.into()),
             None => HostPattern::Exact(host.into()),
         };
-        Route { host, path: path.into(), service: service.to_string().into(), strip_prefix: service % 2 == 1 }
+        Route {
+            host,
+            path: path.into(),
+            service: service.to_string().into(),
+            strip_prefix: service % 2 == 1,
+            access: Access::default(),
+            rate: None,
+        }
     }
 
     fn router(routes: &[Route]) -> Router {
-        Router::new(routes, |name| name.parse().ok())
+        Router::new(routes, |name| name.parse().ok(), None)
     }
 
     fn found(router: &Router, host: &str, path: &str) -> Option<usize> {

@@ -533,8 +533,7 @@ async fn say_goodbye(shared: &Shared, limit: Duration) {
     let started = tokio::time::Instant::now();
     let active: Vec<_> = {
         let snapshot = shared.state.load();
-        let of =
-            |service: &Arc<crate::service::Service>| (service.generation.tally().id(), service.config.drain.clone());
+        let of = |service: &Arc<crate::service::Service>| (service.at_work().id(), service.config.drain.clone());
         snapshot.services.iter().map(of).collect()
     };
     let deadline = started + limit;

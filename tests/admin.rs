@@ -704,7 +704,7 @@ impl Guarded {
 
 fn admin_config(listen: &str) -> config::Admin {
     let listen = listen.parse().unwrap_or_else(|expected| panic!("{expected}"));
-    config::Admin { listen, token: None, allowed_hosts: Vec::new() }
+    config::Admin { listen, token: None, allowed_hosts: Vec::new(), access: config::Access::default() }
 }
 
 /// `headers` end with CRLF each.

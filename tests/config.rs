@@ -2,13 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use proptest::prelude::{ProptestConfig, Strategy, TestCaseError, any, prop, prop_assert, prop_oneof, proptest};
 use teal::config::{
-    AccessLog, Address, Balance, Color, Config, Health, HostHeader, HostPattern, Limits, LogFormat, MinHealthy,
-    Outlier, Probe, Problems, Route, Secret, StatusRange, Upstream, load, parse,
+    Access, AccessLog, Address, Balance, Color, Config, Health, HostHeader, HostPattern, Limits, LogFormat, MinHealthy,
+    Outlier, Probe, Problems, Rate, Route, Secret, StatusRange, Upstream, load, parse,
 };
 
 fn folder() -> PathBuf {
@@ -71,10 +72,10 @@ fn the_files_we_ship_are_valid() {
 fn the_example_shows_every_key() {
     let documented = [
         ("", "state_dir workers shutdown_timeout shutdown_delay"),
-        ("[admin]", "listen token_file token_env allowed_hosts"),
+        ("[admin]", "listen token_file token_env allowed_hosts allow deny"),
         ("[log]", "level format access"),
         ("[limits]", "connections connections_per_ip request_head request_headers request_body"),
-        ("[limits]", "header_timeout idle_timeout body_timeout"),
+        ("[limits]", "header_timeout idle_timeout body_timeout requests_per_second burst"),
         ("[[listeners]]", "listen tls http2 proxy_protocol trusted_proxies ready_path redirect_to_https"),
         ("[services.api]", "active blue green protocol upstream_tls balance host connect_timeout response_timeout"),
         ("[services.api]", "retries queue_timeout max_in_flight resolve_interval expose_color"),
@@ -83,7 +84,7 @@ fn the_example_shows_every_key() {
         ("[services.api.switch]", "mode fence_timeout min_healthy"),
         ("[services.api.drain]", "timeout websocket sse"),
         ("[services.api.guard]", "window min_requests error_rate p99 action"),
-        ("[[routes]]", "host path service strip_prefix"),
+        ("[[routes]]", "host path service strip_prefix allow deny requests_per_second burst"),
         ("[[notify]]", "kind url_file url_env events secret_env"),
     ];
     let shown = keys(&example());
@@ -232,7 +233,7 @@ fn what_is_written_arrives_where_it_is_meant() {
         shutdown_delay = "5s"
         admin = { listen = "unix:/run/teal.sock", allowed_hosts = ["Teal.Internal:9900"] }
         log = { level = "debug", format = "json", access = "json" }
-        limits = { connections = 7, connections_per_ip = 6, idle_timeout = "9s", request_headers = 5 }
+        limits = { connections = 7, connections_per_ip = 6, idle_timeout = "9s", request_headers = 5, requests_per_second = 20 }
 
         [[listeners]]
         listen = "unix:/run/edge.sock"
@@ -241,6 +242,7 @@ fn what_is_written_arrives_where_it_is_meant() {
         redirect_to_https = true
         connections = 4
         connections_per_ip = 0
+        burst = 50
         request_head = 2048
         request_body = "1MB"
         header_timeout = "1s"
@@ -269,6 +271,9 @@ fn what_is_written_arrives_where_it_is_meant() {
         path = "/api/"
         service = "api"
         strip_prefix = true
+        allow = ["10.0.0.0/8"]
+        deny = ["10.9.0.0/16", "::1"]
+        requests_per_second = 7
         "#,
     );
     assert_eq!(config.state_dir, PathBuf::from("/var/lib/teal"));
@@ -292,6 +297,7 @@ fn what_is_written_arrives_where_it_is_meant() {
         request_head: 2048,
         request_headers: 5,
         request_body: Some(1_000_000),
+        rate: Some(rate(20, 50)),
         header_timeout: Duration::from_secs(1),
         idle_timeout: Duration::from_secs(9),
         body_timeout: Duration::from_secs(2),
@@ -325,7 +331,21 @@ fn what_is_written_arrives_where_it_is_meant() {
     assert_eq!((service.switch.min_healthy, service.drain.timeout), (MinHealthy::Percent(50), Duration::ZERO));
 
     let host = HostPattern::Below("example.com".into());
-    assert_eq!(config.routes, [Route { host, path: "/api".into(), service: "api".into(), strip_prefix: true }]);
+    let network = |text: &str| text.parse().expect("a network");
+    let route = Route {
+        host,
+        path: "/api".into(),
+        service: "api".into(),
+        strip_prefix: true,
+        access: Access { allow: vec![network("10.0.0.0/8")], deny: vec![network("10.9.0.0/16"), network("::1/128")] },
+        rate: Some(rate(7, 7)),
+    };
+    assert_eq!(config.routes, [route]);
+}
+
+fn rate(per_second: u32, burst: u32) -> Rate {
+    let number = |number| NonZeroU32::new(number).expect("not zero");
+    Rate { per_second: number(per_second), burst: number(burst) }
 }
 
 #[test]

@@ -19,7 +19,7 @@ const ROWS: &[&[&str]] = &[
     &["router", "drain", "store"],
     &["service"],
     &["upstream"],
-    &["roster", "net", "occupant"],
+    &["roster", "net", "occupant", "quota"],
     // The ground knows nothing of the others.
     &["access", "metrics"],
     &["config", "error"],

@@ -16,6 +16,9 @@ const BUFFER: usize = 64 * 1024;
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
 const BINARY: u8 = 0x82;
+/// An opcode that there is not (RFC 6455 §5.2).
+const RESERVED: u8 = 0x83;
+const CLOSE: u8 = 0x88;
 
 /// A request of about 300 bytes, as a browser sends it.
 pub(crate) fn get(host: &str, path: &str, connection: &str) -> Vec<u8> {
@@ -171,6 +174,37 @@ impl WebSocket {
         let mut answer = [0; 2 + SMALL];
         self.stream.read_exact(&mut answer).await?;
         if answer == self.expected { Ok(()) } else { Err(invalid("a wrong echo")) }
+    }
+}
+
+impl WebSocket {
+    /// An echo of something that is no frame, after which no proxy can know where the frames are, either way.
+    pub(crate) async fn break_framing(&mut self) -> io::Result<()> {
+        (self.message[0], self.expected[0]) = (RESERVED, RESERVED);
+        let echo = self.echo().await;
+        (self.message[0], self.expected[0]) = (BINARY, BINARY);
+        echo
+    }
+
+    /// Waits for a Close frame, and for nothing else; returns its code.
+    pub(crate) async fn closing(&mut self) -> io::Result<u16> {
+        let mut header = [0; 4];
+        self.stream.read_exact(&mut header).await?;
+        let [CLOSE, length @ 2..=125, high, low] = header else { return Err(invalid("no Close frame")) };
+        let mut reason = [0; 125];
+        self.stream.read_exact(&mut reason[..usize::from(length) - 2]).await?;
+        Ok(u16::from_be_bytes([high, low]))
+    }
+
+    /// Answers a Close frame, and waits for the end of the connection.
+    pub(crate) async fn leave(mut self, code: u16) -> io::Result<()> {
+        let [high, low] = code.to_be_bytes();
+        let [a, b, c, d] = MASK;
+        self.stream.write_all(&[CLOSE, 0x82, a, b, c, d, high ^ a, low ^ b]).await?;
+        match self.stream.read(&mut [0; 64]).await? {
+            0 => Ok(()),
+            _ => Err(invalid("bytes after the Close frame")),
+        }
     }
 }
 

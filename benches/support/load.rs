@@ -34,6 +34,10 @@ pub(crate) enum Work {
     Echo {
         host: String,
     },
+    /// The same, after something that is no frame.
+    BlindEcho {
+        host: String,
+    },
 }
 
 /// Requests in turn over one connection, or each over its own; `length` is that of every answer's body.
@@ -137,7 +141,8 @@ async fn connection(work: Work, proxy: SocketAddr, seat: usize, progress: Arc<Pr
         let run = match &work {
             Work::Http(http) if http.is_fresh => http.fresh(proxy, seat, &progress).await,
             Work::Http(http) => http.keep_alive(proxy, seat, &progress).await,
-            Work::Echo { host } => echo(host, proxy, &progress).await,
+            Work::Echo { host } => echo(host, false, proxy, &progress).await,
+            Work::BlindEcho { host } => echo(host, true, proxy, &progress).await,
         };
         if let Err(error) = run {
             progress.error(error);
@@ -192,8 +197,11 @@ impl Http {
     }
 }
 
-async fn echo(host: &str, proxy: SocketAddr, progress: &Progress) -> io::Result<()> {
+async fn echo(host: &str, is_blind: bool, proxy: SocketAddr, progress: &Progress) -> io::Result<()> {
     let mut socket = WebSocket::connect(proxy, host).await?;
+    if is_blind {
+        socket.break_framing().await?;
+    }
     while !progress.is_over() {
         socket.echo().await?;
         progress.count();

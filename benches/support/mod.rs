@@ -8,6 +8,7 @@ pub(crate) mod busy;
 pub(crate) mod chart;
 pub(crate) mod client;
 pub(crate) mod contestant;
+pub(crate) mod crowd;
 pub(crate) mod document;
 pub(crate) mod load;
 pub(crate) mod machine;

@@ -1,21 +1,25 @@
 //! The origin behind every contestant: small and cheap, so that the proxy's core is the one that works.
 //!
 //! `GET /…` answers 64 bytes that begin with the origin's name, `GET /big` 1 MiB, `PUT` takes a body and answers as a
-//! GET, and an upgrade becomes a WebSocket that echoes. Anything else ends the connection, which the load counts as
-//! an error.
+//! GET, and an upgrade becomes a WebSocket that echoes, a Close frame too, which so is answered. Anything else ends the
+//! connection, which the load counts as an error.
 
+use std::ffi::OsString;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread;
 
+use anyhow::{Context, Result};
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
-use super::process::pin;
+use super::contestant::free_address;
+use super::process::{Process, pin};
 
 pub(crate) const SMALL: usize = 64;
 pub(crate) const BIG: usize = 1024 * 1024;
@@ -25,23 +29,42 @@ const HEAD_LIMIT: usize = 64 * 1024;
 const SWALLOW: usize = 256 * 1024;
 
 /// Starts an origin on a core and returns its address; it runs for as long as the bench.
-pub(crate) fn start(name: &'static str, core: usize) -> anyhow::Result<SocketAddr> {
+pub(crate) fn start(name: &'static str, core: usize) -> Result<SocketAddr> {
     let (sender, receiver) = mpsc::channel();
-    thread::Builder::new().name(format!("origin-{name}")).spawn(move || -> anyhow::Result<()> {
+    thread::Builder::new().name(format!("origin-{name}")).spawn(move || -> Result<()> {
         pin(core)?;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
-        runtime.block_on(async {
-            let listener = tokio::net::TcpSocket::new_v4()?;
-            listener.bind(SocketAddr::from(([127, 0, 0, 1], 0)))?;
-            let listener = listener.listen(4096)?;
-            sender.send(listener.local_addr()?)?;
-            accept(listener, Arc::new(Answers::new(name))).await
-        })
+        listen(name, (Ipv4Addr::LOCALHOST, 0).into(), |address| Ok(sender.send(address)?))
     })?;
     Ok(receiver.recv()?)
 }
 
-async fn accept(listener: TcpListener, answers: Arc<Answers>) -> anyhow::Result<()> {
+/// Starts an origin as a process of its own, which may have as many sockets as the bench.
+pub(crate) fn start_process(name: &str, core: usize, folder: &Path) -> Result<(SocketAddr, Process)> {
+    let address = free_address()?;
+    let arguments = ["--origin".into(), name.into(), address.to_string().into()];
+    let process = Process::start(core, &std::env::current_exe()?, &arguments, &folder.join(name))?;
+    Ok((address, process))
+}
+
+/// `--origin NAME LISTEN`
+pub(crate) fn run(mut arguments: impl Iterator<Item = OsString>) -> Result<()> {
+    let mut argument = || Some(arguments.next()?.to_string_lossy().into_owned());
+    let (name, address) = argument().zip(argument()).context("--origin needs a name and an address")?;
+    listen(&name, address.parse()?, |_| Ok(()))
+}
+
+fn listen(name: &str, address: SocketAddr, ready: impl FnOnce(SocketAddr) -> Result<()>) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    runtime.block_on(async {
+        let socket = tokio::net::TcpSocket::new_v4()?;
+        socket.bind(address)?;
+        let listener = socket.listen(4096)?;
+        ready(listener.local_addr()?)?;
+        accept(listener, Arc::new(Answers::new(name))).await
+    })
+}
+
+async fn accept(listener: TcpListener, answers: Arc<Answers>) -> Result<()> {
     loop {
         let (stream, _) = listener.accept().await?;
         stream.set_nodelay(true)?;

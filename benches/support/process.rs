@@ -14,10 +14,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use rustix::process::{Pid, Signal, kill_process, set_parent_process_death_signal};
+use rustix::process::{
+    Pid, Resource, Rlimit, Signal, getrlimit, kill_process, set_parent_process_death_signal, setrlimit,
+};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-use super::relay;
+use super::{origin, relay};
 
 const GRACE: Duration = Duration::from_secs(2);
 
@@ -48,12 +50,21 @@ pub(crate) fn pin(core: usize) -> io::Result<()> {
     Ok(sched_setaffinity(None, &set)?)
 }
 
+/// Lets this process and its children open as many files as the system allows, and says how many.
+pub(crate) fn raise_open_files() -> usize {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    // Where it is refused, the limit stays what it was.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+    getrlimit(Resource::Nofile).current.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX)
+}
+
 /// Acts on the arguments with which a bench starts itself; `None` if there are none of them.
 pub(crate) fn helper() -> Option<Result<()>> {
     let mut arguments = std::env::args_os().skip(1);
     match arguments.next()?.to_str()? {
         "--pin" => Some(become_pinned(arguments)),
         "--relay" => Some(relay::run(arguments)),
+        "--origin" => Some(origin::run(arguments)),
         _ => None,
     }
 }
@@ -115,8 +126,27 @@ impl Process {
 
     /// Memory that this process alone has written to, in bytes.
     pub(crate) fn memory(&self) -> Result<u64> {
-        let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.id()))?;
-        let line = rollup.lines().find_map(|line| line.strip_prefix("Private_Dirty:")).context("Private_Dirty")?;
+        self.bytes("smaps_rollup", "Private_Dirty:")
+    }
+
+    /// Memory in RAM, in bytes.
+    pub(crate) fn resident(&self) -> Result<u64> {
+        self.bytes("status", "VmRSS:")
+    }
+
+    /// The most that [`resident`](Self::resident) has been since [`forget_peak`](Self::forget_peak).
+    pub(crate) fn peak(&self) -> Result<u64> {
+        self.bytes("status", "VmHWM:")
+    }
+
+    pub(crate) fn forget_peak(&self) -> Result<()> {
+        // proc_pid_clear_refs(5)
+        Ok(fs::write(format!("/proc/{}/clear_refs", self.id()), "5")?)
+    }
+
+    fn bytes(&self, file: &str, field: &'static str) -> Result<u64> {
+        let text = fs::read_to_string(format!("/proc/{}/{file}", self.id()))?;
+        let line = text.lines().find_map(|line| line.strip_prefix(field)).context(field)?;
         let kib: u64 = line.trim().trim_end_matches(" kB").parse()?;
         Ok(kib * 1024)
     }

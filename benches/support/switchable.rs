@@ -16,6 +16,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use teal::drain::DrainReport;
+use teal::state::Receipt;
+
 use super::contestant::{
     HAPROXY_COMMON, NGINX_KEPT, Name, free_address, nginx_arguments, nginx_common, wait_until_ready, written,
 };
@@ -118,7 +121,8 @@ fn teal(core: usize, colors: Colors, services: usize, folder: &Path) -> Result<S
     Ok(Switchable { address, switch: Switch::Teal(admin), _process: process })
 }
 
-fn switch_teal(admin: &mut TcpStream, to: Color) -> Result<()> {
+/// Switches service `p0` of teal over a connection to its admin API.
+pub(crate) fn switch_teal(admin: &mut TcpStream, to: Color) -> Result<()> {
     let body = format!("{{\"services\":{{\"p0\":\"{}\"}},\"actor\":\"bench\"}}", to.as_str());
     let host = admin.peer_addr()?;
     let request = format!(
@@ -130,6 +134,15 @@ fn switch_teal(admin: &mut TcpStream, to: Color) -> Result<()> {
     let answer = read_until(admin, is_whole_answer)?;
     ensure!(answer.starts_with("HTTP/1.1 200"), "teal refused: {answer}");
     Ok(())
+}
+
+/// The newest drain of service `p0` of teal, once it is over or after a minute.
+pub(crate) fn drained_teal(admin: &mut TcpStream) -> Result<DrainReport> {
+    let host = admin.peer_addr()?;
+    admin.write_all(format!("GET /v1/services/p0/drain?wait=60s HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes())?;
+    let answer = read_until(admin, is_whole_answer)?;
+    let (_, body) = answer.split_once("\r\n\r\n").context("an answer without an end of head")?;
+    serde_json::from_str::<Receipt>(body)?.drain.context("a switch without a drain")
 }
 
 fn is_whole_answer(answer: &[u8]) -> bool {

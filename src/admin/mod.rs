@@ -18,6 +18,7 @@ pub mod status;
 mod view;
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,6 +27,7 @@ use axum::{Router, middleware};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
+use tokio_util::either::Either;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, Address};
@@ -84,7 +86,8 @@ impl Admin {
             Err(error) => return tracing::error!(%error, "the admin API cannot be served"),
         };
         let mut connections = JoinSet::new();
-        let mut door = Door { acceptor, places: Arc::new(Semaphore::new(CONNECTIONS)), is_failing: false };
+        let places = Arc::new(Semaphore::new(CONNECTIONS));
+        let mut door = Door { acceptor, admitted: self.config.access.clone(), places, is_failing: false };
         let mut shutdown = std::pin::pin!(shutdown);
         loop {
             tokio::select! {
@@ -108,8 +111,18 @@ impl Admin {
 /// Where connections come in, one for each place that is free.
 struct Door {
     acceptor: Acceptor,
+    /// Whoever is not is not even listened to.
+    admitted: config::Access,
     places: Arc<Semaphore>,
     is_failing: bool,
+}
+
+/// `None` on a unix socket.
+fn peer((stream, _): &Accepted) -> Option<IpAddr> {
+    match stream {
+        Either::Left(stream) => stream.peer_addr().ok().map(|peer| peer.ip()),
+        Either::Right(_) => None,
+    }
 }
 
 impl Door {
@@ -120,7 +133,9 @@ impl Door {
             match self.acceptor.accept().await {
                 Ok(accepted) => {
                     self.is_failing = false;
-                    return (accepted, place);
+                    if self.admitted.admits(peer(&accepted)) {
+                        return (accepted, place);
+                    }
                 }
                 Err(error) => self.back_off(&error).await,
             }

@@ -9,6 +9,7 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +23,8 @@ use crate::config::reader::{Expected, Table, listed, nearest, quoted};
 use crate::config::services::services;
 use crate::config::units::{duration, flag, only, path, size, text, whole, word};
 use crate::config::{
-    AccessLog, Address, Admin, Config, HostPattern, Limits, Listener, Log, LogFormat, Route, Secret, Service,
+    Access, AccessLog, Address, Admin, Config, HostPattern, Limits, Listener, Log, LogFormat, Rate, Route, Secret,
+    Service,
 };
 
 /// No wait is longer; much more is a mistake of units.
@@ -81,11 +83,33 @@ fn admin(table: &mut Table<'_>) -> Option<Admin> {
     if let (Some(Address::Tcp(address)), false) = (&listen, has_token) {
         require_token(table, *address);
     }
+    let access = admitted(table);
     Some(Admin {
         listen: listen?,
         token: from_file.or(from_env),
         allowed_hosts: allowed_hosts.into_iter().map(Spanned::into_inner).collect(),
+        access,
     })
+}
+
+fn admitted(table: &mut Table<'_>) -> Access {
+    let mut networks = |key| table.list(key, network).into_iter().map(Spanned::into_inner).collect();
+    Access { allow: networks("allow"), deny: networks("deny") }
+}
+
+/// `base` where the table says nothing.
+fn rate(table: &mut Table<'_>, base: Option<Rate>) -> Option<Rate> {
+    const MOST: u64 = 1_000_000;
+    let given = table.has("requests_per_second");
+    let per_second = table.value("requests_per_second", 0, whole(0..=MOST));
+    let burst = table.value("burst", 0, whole(0..=MOST));
+    if table.has("burst") && !given && base.is_none() {
+        let message = "found without requests_per_second, expected both, or neither";
+        table.conflict("burst", || message.to_owned());
+    }
+    let per_second = if given { NonZeroU32::new(per_second) } else { base.map(|rate| rate.per_second) }?;
+    let inherited = base.filter(|_| !given).map_or(per_second, |rate| rate.burst);
+    Some(Rate { per_second, burst: NonZeroU32::new(burst).unwrap_or(inherited) })
 }
 
 fn require_token(table: &Table<'_>, address: SocketAddr) {
@@ -177,6 +201,7 @@ impl Default for Limits {
             request_head: 64 << 10,
             request_headers: 100,
             request_body: None,
+            rate: None,
             header_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(75),
             body_timeout: Duration::from_secs(30),
@@ -198,6 +223,7 @@ fn limits(table: &mut Table<'_>, base: Limits) -> Limits {
         request_head: table.value("request_head", base.request_head, head),
         request_headers: table.value("request_headers", base.request_headers, whole(1..=1000)),
         request_body: table.value("request_body", base.request_body, body),
+        rate: rate(table, base.rate),
         header_timeout: table.value("header_timeout", base.header_timeout, timeout()),
         idle_timeout: table.value("idle_timeout", base.idle_timeout, timeout()),
         body_timeout: table.value("body_timeout", base.body_timeout, timeout()),
@@ -301,6 +327,8 @@ fn route(table: &mut Table<'_>, services: &Services) -> Option<Spanned<Route>> {
         host: host.map_or(HostPattern::Any, Spanned::into_inner),
         path: path.map_or("/".into(), Spanned::into_inner),
         strip_prefix: table.value("strip_prefix", false, flag),
+        access: admitted(table),
+        rate: rate(table, None),
         service: service?.into_inner().into(),
     };
     is_whole.then(|| Spanned::new(at, route))

@@ -17,7 +17,8 @@ pub mod watch;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -144,6 +145,8 @@ pub struct Admin {
     pub token: Option<Secret>,
     /// Lower-case host names (with or without port) accepted besides the listen address.
     pub allowed_hosts: Vec<String>,
+    /// Who may connect at all.
+    pub access: Access,
 }
 
 /// A socket address to listen on.
@@ -218,9 +221,35 @@ pub struct Limits {
     pub request_headers: usize,
     /// Octets of a request body.
     pub request_body: Option<u64>,
+    /// Requests of one client.
+    pub rate: Option<Rate>,
     pub header_timeout: Duration,
     pub idle_timeout: Duration,
     pub body_timeout: Duration,
+}
+
+/// How many requests one client may make.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Rate {
+    pub per_second: NonZeroU32,
+    /// At once, after a time without any.
+    pub burst: NonZeroU32,
+}
+
+/// Who may come in: nobody of `deny`, and of the others all, or those of `allow` if it names any.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Access {
+    pub allow: Vec<IpNet>,
+    pub deny: Vec<IpNet>,
+}
+
+impl Access {
+    /// Who has no address (on a unix socket) is let in.
+    pub fn admits(&self, address: Option<IpAddr>) -> bool {
+        let Some(address) = address.map(|address| address.to_canonical()) else { return true };
+        let is_in = |networks: &[IpNet]| networks.iter().any(|network| network.contains(&address));
+        !is_in(&self.deny) && (self.allow.is_empty() || is_in(&self.allow))
+    }
 }
 
 #[derive(Clone, PartialEq, Debug)]
@@ -408,6 +437,9 @@ pub struct Route {
     pub path: Arc<str>,
     pub service: Arc<str>,
     pub strip_prefix: bool,
+    pub access: Access,
+    /// Requests of one client on this route.
+    pub rate: Option<Rate>,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]

@@ -97,7 +97,9 @@ pub(crate) async fn choose(
     if request.passage.service().is_held && vacancy.waiting() >= MOST_HELD {
         return Err(Failure::NoEndpoint);
     }
-    set_limit(&client.seat, request);
+    // Who has knocked in vain has waited already.
+    let waited = if request.facts.asks_for.is_some() { request.facts.started.elapsed() } else { Duration::ZERO };
+    set_limit(&client.seat, request, waited);
     let (worker, max) = (client.worker.clone(), client.listener.limits.request_head);
     let (seat, stream, buffer) = (&client.seat, &mut client.stream, &mut client.buffer);
     let mut waiting = pin!(vacancy.wait_for(|| {
@@ -118,10 +120,13 @@ pub(crate) async fn choose(
 }
 
 /// How long the request may wait: as long as a fence may stand, or for an endpoint.
-fn set_limit(seat: &Seat, request: &Request) {
+fn set_limit(seat: &Seat, request: &Request, waited: Duration) {
     let config = &request.passage.service().config;
     let is_held = request.passage.service().is_held;
-    seat.within(if is_held { config.switch.fence_timeout + HELD_LONGER } else { config.queue_timeout });
+    seat.within(match is_held {
+        true => config.switch.fence_timeout + HELD_LONGER,
+        false => config.queue_timeout.saturating_sub(waited),
+    });
 }
 
 fn choose_now(request: &Request, avoid: &[Arc<Endpoint>]) -> Option<Lease> {
@@ -141,7 +146,7 @@ fn look_again(worker: &Worker, seat: &Seat, request: &mut Request) {
         request.passage = service.enter(worker.id, request.facts.asks_for.is_some());
         seat.work_for(request.passage.generation_id());
         if was_held != service.is_held {
-            set_limit(seat, request);
+            set_limit(seat, request, Duration::ZERO);
         }
         if let Some(line) = &mut request.facts.line {
             line.color = Some(service.active.as_str());

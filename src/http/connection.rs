@@ -119,7 +119,14 @@ fn place(client: &Client) -> Place<'_> {
         port: client.port,
         proto: "http",
     };
-    Place { worker: &client.worker, listener: &client.listener, stats: &client.stats, seat: &client.seat, origin }
+    Place {
+        worker: &client.worker,
+        listener: &client.listener,
+        stats: &client.stats,
+        seat: &client.seat,
+        origin,
+        rate: client.rate.as_deref(),
+    }
 }
 
 /// Reads once. Between two requests the connection may be asked to leave; within a head it gets its time.

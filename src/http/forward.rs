@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use memchr::memmem;
 
 use crate::access::Line;
-use crate::config::{Balance, Listener};
+use crate::config::{Access, Balance, Listener};
 use crate::error::{Failure, Side};
 use crate::http::attempt::{Progress, attempt, choose, knock_again, may_knock_again, may_repeat};
 use crate::http::body::{Encoding, Pump};
@@ -21,7 +21,9 @@ use crate::http::reply::{Reply, Wish, prefers_problem_json};
 use crate::http::{Client, Worker};
 use crate::metrics::{Class, ListenerStats, Rejection};
 use crate::net::Stream;
+use crate::quota::RateLimit;
 use crate::roster::Seat;
+use crate::router::Rules;
 use crate::service::{Kind, Passage};
 use crate::stream::tunnel::Tunnel;
 use crate::stream::websocket;
@@ -86,6 +88,8 @@ pub(crate) struct Place<'a> {
     pub(crate) stats: &'a ListenerStats,
     pub(crate) seat: &'a Seat,
     pub(crate) origin: Origin<'a>,
+    /// Of the listener.
+    pub(crate) rate: Option<&'a RateLimit>,
 }
 
 /// Decides what to do with a request: finds its service and enters the generation, all in one look at the snapshot.
@@ -121,6 +125,8 @@ pub(crate) fn refuse(failure: &Failure, head: Option<&RequestHead<'_>>, place: &
         Failure::HeadTimeout => Rejection::HeaderTimeout,
         Failure::BodyTooLarge => Rejection::BodyTooLarge,
         Failure::NoRoute => Rejection::NoRoute,
+        Failure::TooMany(_) => Rejection::RateLimited,
+        Failure::Forbidden => Rejection::Forbidden,
         _ => Rejection::BadRequest,
     };
     place.stats.reject(why);
@@ -153,6 +159,9 @@ fn enter(head: &RequestHead<'_>, place: &Place<'_>, wish: Wish) -> Result<Box<Re
     let Some((service, target)) = snapshot.route(head.host_name(), head.path()) else {
         return Err((Failure::NoRoute, wish));
     };
+    if let Err(failure) = admit(head, place, snapshot.rules(target)) {
+        return Err((failure, wish));
+    }
     let asks_for = asks_for(head);
     let passage = service.enter(place.worker.id, asks_for.is_some());
     place.seat.work_for(passage.generation_id());
@@ -191,6 +200,20 @@ fn check(head: &RequestHead<'_>, place: &Place<'_>) -> Result<(), Failure> {
         return Err(Failure::BadRequest("invalid sec-websocket-key"));
     }
     Ok(())
+}
+
+/// Whether this client may use the route now.
+fn admit(head: &RequestHead<'_>, place: &Place<'_>, rules: &Rules) -> Result<(), Failure> {
+    if rules.access == Access::default() && rules.rate.is_none() && place.rate.is_none() {
+        return Ok(());
+    }
+    let client = headers::client_address(place.listener, head, place.origin.peer);
+    if !rules.access.admits(client) {
+        return Err(Failure::Forbidden);
+    }
+    let Some(client) = client else { return Ok(()) };
+    let mut limits = place.rate.into_iter().chain(rules.rate.as_deref());
+    limits.try_for_each(|limit| limit.check(client)).map_err(Failure::TooMany)
 }
 
 fn balance_key(head: &RequestHead<'_>, place: &Place<'_>, service: &crate::config::Service) -> Option<u64> {

@@ -495,6 +495,7 @@ mod tests {
         request_head: 64 * 1024,
         request_headers: 100,
         request_body: None,
+        rate: None,
         header_timeout: std::time::Duration::ZERO,
         idle_timeout: std::time::Duration::ZERO,
         body_timeout: std::time::Duration::ZERO,

@@ -24,6 +24,7 @@ use crate::access::AccessLog;
 use crate::config;
 use crate::metrics::ListenerStats;
 use crate::net::Stream;
+use crate::quota::RateLimit;
 use crate::roster::{Roster, Seat};
 use crate::state::State;
 
@@ -48,6 +49,7 @@ pub struct Client {
     worker: Arc<Worker>,
     listener: Arc<config::Listener>,
     stats: Arc<ListenerStats>,
+    rate: Option<Arc<RateLimit>>,
     /// `None` on a unix socket.
     peer: Option<IpAddr>,
     /// Where it came in; `None` on a unix socket.
@@ -68,9 +70,10 @@ impl Client {
         worker: Arc<Worker>,
         listener: Arc<config::Listener>,
         stats: Arc<ListenerStats>,
+        rate: Option<Arc<RateLimit>>,
         permit: Box<dyn Send + Sync + std::fmt::Debug>,
     ) -> Client {
         let buffer = buffer::Buffer::default();
-        Client { stream, buffer, seat, worker, listener, stats, peer, port, _permit: permit }
+        Client { stream, buffer, seat, worker, listener, stats, rate, peer, port, _permit: permit }
     }
 }

@@ -61,6 +61,13 @@ impl Reply {
                 reply
             }
             Failure::Version => Reply::new(505, "this port speaks HTTP/1.1"),
+            Failure::TooMany(wait) => {
+                let mut reply = Reply::new(429, "too many requests from this address");
+                let seconds = wait.as_secs_f64().ceil().max(1.0);
+                reply.fields.push(("Retry-After", seconds.to_string().into_bytes()));
+                reply
+            }
+            Failure::Forbidden => Reply::new(403, "not open to this address"),
             Failure::NoRoute => Reply::new(404, "no service for this host and path"),
             Failure::Connect(_) | Failure::Broken(_) => Reply::new(502, "the service cannot be reached"),
             Failure::BadAnswer(_) => Reply::new(502, "the service gave an invalid answer"),

@@ -47,6 +47,8 @@ pub struct Service {
     pub requests: Option<Arc<Requests>>,
     /// New requests wait: a fence is up.
     pub is_held: bool,
+    /// The generation that works behind the fence, while one is up.
+    pub fenced: Option<Arc<Tally>>,
     pub pools: ByColor<Arc<Pool>>,
     pub stats: Arc<ServiceStats>,
     pub returning: Arc<Returning>,
@@ -89,6 +91,7 @@ impl Service {
             generation: new_generation(workers),
             requests: Some(Arc::default()),
             is_held: false,
+            fenced: None,
             pools,
             stats: Arc::new(ServiceStats::new(workers)),
             returning: Arc::default(),
@@ -120,6 +123,11 @@ impl Service {
             passage.stats().handshakes.begun.fetch_add(1, Ordering::Relaxed);
         }
         passage
+    }
+
+    /// The counts of those who work for the active color, whether new ones are held or not.
+    pub fn at_work(&self) -> &Arc<Tally> {
+        self.fenced.as_ref().unwrap_or_else(|| self.generation.tally())
     }
 
     pub fn active_pool(&self) -> &Arc<Pool> {

@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use crate::config::{Color, Mode};
 use crate::service::{Generation, Kind, Requests, Service, new_generation};
 use crate::state::State;
-use crate::state::switch::{Refusal, Step, StillRunning, SwitchRequest};
+use crate::state::switch::{Refusal, Step, StillRunning, SwitchRequest, find};
 use crate::state::writer::{Answer, Writer};
 
 /// A switch that waits for the end of requests.
@@ -83,6 +83,7 @@ impl Writer {
             generation: new_generation(self.rosters.len()),
             requests: None,
             is_held: true,
+            fenced: Some(service.generation.tally().clone()),
             ..service.clone()
         };
         let services = fenced().map(|step| next(&step.service).share()).collect();
@@ -114,8 +115,8 @@ impl Writer {
     async fn pass_fence(&mut self, state: &Arc<State>, fence: &Fence) -> Answer {
         let steps = {
             let snapshot = state.load();
-            let still = fence.to.iter().filter_map(|(name, to)| Some((snapshot.service(name)?, *to)));
-            still.map(|(service, to)| fence.request.step(service, to)).collect::<Result<Vec<_>, _>>()?
+            let step = |(name, to): (&Arc<str>, &Color)| fence.request.step(find(&snapshot, name)?, *to);
+            fence.to.iter().map(step).collect::<Result<Vec<_>, _>>()?
         };
         self.carry_out(state, &fence.request, fence.called, &steps, Some(fence)).await
     }
@@ -130,6 +131,7 @@ impl Writer {
                 // Those that still run belong to the tenure that goes on.
                 requests: Some(held.requests.upgrade().unwrap_or_default()),
                 is_held: false,
+                fenced: None,
                 ..service.clone()
             };
             still.map(|(service, held)| lifted(service, held).share()).collect()

@@ -6,6 +6,7 @@
 
 mod fence;
 mod receipt;
+mod report;
 mod switch;
 mod writer;
 
@@ -21,7 +22,7 @@ use tokio_util::task::TaskTracker;
 use crate::config::{Color, Config, Problems, Upstream};
 use crate::metrics::{ControlStats, ListenerStats};
 use crate::roster::Roster;
-use crate::router::{Router, Target};
+use crate::router::{Router, Rules, Target};
 use crate::service::Service;
 use crate::store::{Store, StoreError};
 
@@ -52,6 +53,11 @@ impl Snapshot {
     pub fn route(&self, host: &[u8], path: &str) -> Option<(&Arc<Service>, Target)> {
         let target = self.router.find(host, path)?;
         Some((self.services.get(target.service)?, target))
+    }
+
+    /// Who may use the route that was found.
+    pub fn rules(&self, target: Target) -> &Rules {
+        self.router.rules(target)
     }
 }
 

@@ -197,7 +197,7 @@ fn is_wanted(service: &config::Service, color: Color, stored: Option<&Stored>) -
     service.active == color && stored.is_some_and(|stored| stored.file_active != color)
 }
 
-fn find<'a>(snapshot: &'a Snapshot, name: &str) -> Result<&'a Arc<Service>, Refusal> {
+pub(super) fn find<'a>(snapshot: &'a Snapshot, name: &str) -> Result<&'a Arc<Service>, Refusal> {
     snapshot.service(name).ok_or_else(|| Refusal::UnknownService {
         name: name.to_owned(),
         known: snapshot.services.iter().map(|service| service.config.name.to_string()).collect(),

@@ -15,9 +15,10 @@ use crate::config::{self, Address, ByColor, Color, Config, Mode, Upstream};
 use crate::drain::{Drain, Leaving, rfc3339};
 use crate::roster::Roster;
 use crate::router::Router;
-use crate::service::{Generation, Kind, Requests, Service, new_generation};
+use crate::service::{Generation, Requests, Service, new_generation};
 use crate::state::fence::Fence;
 use crate::state::receipt::{Receipt, Record, ServiceSwitch};
+use crate::state::report::{count_drain, keep_receipt, log_done, log_drained, log_refused};
 use crate::state::switch::{Refusal, Step, SwitchRequest, Trigger};
 use crate::state::{Command, Resolved, Snapshot, State, Wanted};
 use crate::store::{Entry, Store, StoreError, Stored};
@@ -272,6 +273,7 @@ impl Writer {
             generation: generation.unwrap_or_else(|| new_generation(self.rosters.len())),
             requests: Some(requests.unwrap_or_default()),
             is_held: false,
+            fenced: None,
             ..service.clone()
         }
     }
@@ -308,7 +310,8 @@ impl Writer {
         let before = state.snapshot.load_full();
         let next = snapshot(Arc::new(config), Some(&before), &self.stored, self.rosters.len());
         let is_gone = |service: &&Arc<Service>| next.service(&service.config.name).is_none();
-        let removed: Vec<Arc<Service>> = before.services.iter().filter(is_gone).cloned().collect();
+        let removed: Vec<Service> =
+            before.services.iter().filter(is_gone).map(|service| self.without_fence(service)).collect();
         drop(before);
         let wanted = self.wanted(&next.config);
         state.keep_refused(&wanted);
@@ -325,7 +328,13 @@ impl Writer {
         config.services.values().filter(changed).map(wanted).collect()
     }
 
-    fn drain_removed(&mut self, removed: Vec<Arc<Service>>) {
+    /// The service as it was before a fence held it, if one does.
+    fn without_fence(&self, service: &Service) -> Service {
+        let fence = self.fences.iter().find(|fence| fence.held(&service.config.name).is_some());
+        before_fence(service, fence)
+    }
+
+    fn drain_removed(&mut self, removed: Vec<Service>) {
         if removed.is_empty() {
             return;
         }
@@ -474,7 +483,8 @@ fn snapshot(
     let services: Vec<Arc<Service>> = config.services.values().map(next).collect();
     let places: HashMap<Arc<str>, usize> =
         services.iter().enumerate().map(|(place, service)| (service.config.name.clone(), place)).collect();
-    let router = Arc::new(Router::new(&config.routes, |name| places.get(name).copied()));
+    let router =
+        Arc::new(Router::new(&config.routes, |name| places.get(name).copied(), before.map(|before| &*before.router)));
     Snapshot { config, services, places: Arc::new(places), router }
 }
 
@@ -540,66 +550,6 @@ fn has_addresses(pool: &Pool, resolved: &Resolved) -> bool {
     now.sort();
     then.sort();
     then.is_empty() || now == then
-}
-
-async fn keep_receipt(store: Arc<Store>, record: &Record) {
-    let json = serde_json::to_string(&record.receipt()).expect("a receipt has string keys only");
-    let entry = Entry { id: record.id().to_owned(), json };
-    let kept = tokio::task::spawn_blocking(move || store.put_receipt(&entry)).await;
-    if let Ok(Err(error)) = kept {
-        tracing::warn!(%error, "the end of a drain could not be recorded");
-    }
-}
-
-fn count_drain(state: &State, drain: &Drain) {
-    for leaving in drain.leaving() {
-        for (kind, report) in Kind::ALL.into_iter().zip(leaving.report()) {
-            state.stats.drained(&leaving.service, kind.as_str(), "finished", report.finished);
-            state.stats.drained(&leaving.service, kind.as_str(), "kept", report.kept);
-            state.stats.drained(&leaving.service, kind.as_str(), "cut", report.cut);
-        }
-    }
-}
-
-fn log_done(state: &State, receipt: &Receipt) {
-    if receipt.dry_run {
-        return;
-    }
-    state.stats.switch_took(std::time::Duration::from_micros(receipt.took_us));
-    for step in &receipt.services {
-        state.stats.switch(&Arc::from(&*step.service), step.to, receipt.trigger.as_str(), "done");
-        tracing::info!(
-            service = step.service, from = %step.from, to = %step.to, generation = step.generation,
-            trigger = receipt.trigger.as_str(), actor = receipt.actor, reason = receipt.reason,
-            took_us = receipt.took_us, receipt = receipt.id, "switched"
-        );
-    }
-}
-
-fn log_refused(state: &State, request: &SwitchRequest, refusal: &Refusal) {
-    let snapshot = state.load();
-    for (name, aim) in &request.aims {
-        // Only names that exist become labels.
-        if let Some(service) = snapshot.service(name) {
-            let to = match aim {
-                crate::state::Aim::To(color) => *color,
-                crate::state::Aim::Back => service.active.other(),
-            };
-            state.stats.switch(&service.config.name, to, request.trigger.as_str(), "refused");
-        }
-    }
-    tracing::warn!(trigger = request.trigger.as_str(), actor = request.actor, %refusal, "switch refused");
-}
-
-fn log_drained(receipt: &Receipt) {
-    let Some(drain) = &receipt.drain else { return };
-    tracing::info!(
-        receipt = receipt.id,
-        finished = drain.http.finished + drain.sse.finished + drain.websocket.finished,
-        kept = drain.http.kept + drain.sse.kept + drain.websocket.kept,
-        cut = drain.cut(),
-        "drained"
-    );
 }
 
 fn micros_since(start: Instant) -> u64 {

@@ -17,6 +17,8 @@ pub(super) struct Direction {
     at: usize,
     phase: Phase,
     frames: Frames,
+    /// Read beyond the place where a relay has stopped: nobody gets it, but frames end in it.
+    beyond: Vec<u8>,
     /// Changes whenever something comes in.
     heard: u32,
 }
@@ -32,11 +34,11 @@ enum Phase {
 /// Where a relay should stop.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Stop {
-    /// Where no message is half through, or before a Close frame.
+    /// Where no message is half through, or before a Close frame of the origin.
     Message,
     /// Where no frame is half through.
     Frame,
-    /// Before a Close frame.
+    /// Before a Close frame of the origin.
     Close,
 }
 
@@ -56,7 +58,8 @@ impl Stop {
         match place {
             Place::BetweenMessages => self != Stop::Close || is_close,
             Place::BetweenFragments => self == Stop::Frame || is_close,
-            Place::InsideFrame | Place::Closed | Place::Unknown => false,
+            Place::Closed => true,
+            Place::InsideFrame | Place::Unknown => false,
         }
     }
 }
@@ -67,7 +70,7 @@ impl Direction {
         let mut frames = Frames::new(sender);
         frames.follow(early);
         head.extend_from_slice(early);
-        Direction { pending: head, at: 0, phase: Phase::Open, frames, heard: 0 }
+        Direction { pending: head, at: 0, phase: Phase::Open, frames, beyond: Vec::new(), heard: 0 }
     }
 
     pub(super) fn place(&self) -> Place {
@@ -132,6 +135,7 @@ impl Direction {
                 self.heard = self.heard.wrapping_add(1);
                 let (length, is_there) = self.follow_until(&scratch[..count], stop);
                 self.pending.extend_from_slice(&scratch[..length]);
+                self.beyond = scratch[length..count].to_vec();
                 Poll::Ready(is_there.then_some(Stopped::There))
             });
             if let Some(stopped) = ready!(stopped) {
@@ -144,7 +148,8 @@ impl Direction {
     fn follow_until(&mut self, bytes: &[u8], stop: Stop) -> (usize, bool) {
         let mut at = 0;
         while at < bytes.len() {
-            if stop.is_at(self.place(), Some(bytes[at])) {
+            let is_own_close = self.frames.sender() == Sender::Client && Frames::begins_close(bytes[at]);
+            if stop.is_at(self.place(), Some(bytes[at])) && !is_own_close {
                 return (at, true);
             }
             at += self.frames.advance(&bytes[at..]);
@@ -167,6 +172,7 @@ impl Direction {
 
     /// Takes what the sender says and drops it; ready when it has said all: its Close frame, or its end.
     pub(super) fn poll_discard(&mut self, cx: &mut Context<'_>, from: &mut Stream) -> Poll<()> {
+        self.frames.follow(&std::mem::take(&mut self.beyond));
         while self.place() != Place::Closed && self.phase == Phase::Open {
             ready!(with_scratch(|scratch| {
                 match ready!(from.poll_read(cx, &mut scratch[..READ])) {

@@ -5,10 +5,13 @@
 pub mod binary;
 pub mod body;
 pub mod by_hand;
+pub mod checker;
 pub mod client;
 pub mod exchange;
+pub mod frames;
 pub mod origin;
 pub mod proxy;
+pub mod streams;
 pub mod tight;
 
 use std::time::Duration;
