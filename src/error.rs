@@ -25,6 +25,8 @@ pub enum Failure {
     Version,
     #[error("too many requests")]
     TooMany(Duration),
+    #[error("shed: the worker has more to do than it can")]
+    Overload,
     #[error("not admitted to this route")]
     Forbidden,
     #[error("client has gone")]
@@ -78,6 +80,7 @@ impl Failure {
             | Failure::ClientStalled
             | Failure::NoRoute
             | Failure::TooMany(_)
+            | Failure::Overload
             | Failure::Forbidden => Side::Client,
             Failure::Connect(_)
             | Failure::ConnectTimeout

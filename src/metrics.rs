@@ -130,10 +130,11 @@ pub enum Rejection {
     ConnectionsPerIp,
     RateLimited,
     Forbidden,
+    Overload,
 }
 
 impl Rejection {
-    pub const ALL: [Rejection; 8] = [
+    pub const ALL: [Rejection; 9] = [
         Rejection::BadRequest,
         Rejection::HeadTooLarge,
         Rejection::HeaderTimeout,
@@ -142,6 +143,7 @@ impl Rejection {
         Rejection::ConnectionsPerIp,
         Rejection::RateLimited,
         Rejection::Forbidden,
+        Rejection::Overload,
     ];
 
     pub fn as_str(self) -> &'static str {
@@ -154,6 +156,7 @@ impl Rejection {
             Rejection::ConnectionsPerIp => "connections_per_ip",
             Rejection::RateLimited => "rate_limited",
             Rejection::Forbidden => "forbidden",
+            Rejection::Overload => "overload",
         }
     }
 }

@@ -5,35 +5,35 @@
 //! connections end when they are idle, what has not ended at the deadline is cut, and the admin API gives its last
 //! answers.
 
+mod stop;
+mod vital;
+
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{mpsc, watch};
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use crate::access::AccessLog;
 use crate::admin::{self, Admin};
 use crate::config::watch::Watch;
 use crate::config::{self, Address, Config, Problems};
-use crate::drain::pace::Goodbyes;
 use crate::health;
-use crate::http::Worker;
+use crate::http::{Overload, OverloadWatch, Worker};
 use crate::listener::{self, BindError, Limit, Listening, WorkerSocket};
 use crate::roster::Roster;
+use crate::run::stop::{Answering, stop_when_told};
+use crate::run::vital::{Vital, with};
 use crate::state::{Aim, Refusal, State, SwitchRequest, Trigger, Wanted};
 use crate::store::{Store, StoreError};
 
 /// How often the idle connections to origins are looked through.
 const SWEEP: Duration = Duration::from_secs(5);
-/// How long those that are cut at the end of a shutdown may take to notice.
-const LAST_WORDS: Duration = Duration::from_secs(1);
 /// How long a reload waits for the sockets that it closes; where a limit is reached, accepting is slow to end.
 const CLOSED_WITHIN: Duration = Duration::from_secs(1);
 /// How long a switch that the config file asks for waits until its endpoints have been probed.
@@ -69,6 +69,7 @@ pub struct Proxy {
     stage: watch::Sender<Stage>,
     reload: mpsc::Sender<()>,
     threads: Vec<JoinHandle<()>>,
+    dead: watch::Receiver<Option<String>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -150,6 +151,19 @@ impl Proxy {
         });
     }
 
+    /// Resolves when a part without which the proxy is only half alive has ended, with its name: a worker, or what switches
+    /// or probes. A panic has said why. The process should end then, for its supervisor to start it again.
+    pub fn died(&self) -> impl Future<Output = String> + use<> {
+        let mut dead = self.dead.clone();
+        async move {
+            match dead.wait_for(Option::is_some).await.map(|name| name.clone()) {
+                Ok(Some(name)) => name,
+                // Everybody has left in good order.
+                Ok(None) | Err(_) => std::future::pending().await,
+            }
+        }
+    }
+
     pub fn is_stopped(&self) -> bool {
         self.threads.iter().all(JoinHandle::is_finished)
     }
@@ -183,24 +197,28 @@ fn start(config: Config, source: Option<(PathBuf, Watch)>) -> Result<Proxy, Star
     let bound = bind_all(&wanted_listeners, &state, &process_limit, rosters.len())?;
     let addresses = bound.iter().map(|(listening, _)| listening.address.clone()).collect();
 
+    let (stage, stages) = watch::channel(Stage::Running);
+    let (death, dead) = watch::channel(None);
+    let vital = |name: &str| Vital { name: name.to_owned(), stages: stages.clone(), death: death.clone() };
     let mut threads = Vec::new();
     let mut workers = Vec::new();
     for (id, roster) in rosters.iter().enumerate() {
-        let worker = Worker { id, state: state.clone(), roster: roster.clone(), access: access.clone() };
+        let overload = Overload::default();
+        let worker = Worker { id, state: state.clone(), roster: roster.clone(), access: access.clone(), overload };
         let (orders, inbox) = mpsc::unbounded_channel();
-        threads.push(start_worker(Arc::new(worker), inbox)?);
+        threads.push(start_worker(Arc::new(worker), inbox, vital(&format!("worker {id}")))?);
         workers.push(orders);
     }
     let shared = Arc::new(Shared { state, rosters, workers, listeners: Mutex::default(), process_limit, source });
     set_grain(&shared);
-    let (stage, stages) = watch::channel(Stage::Running);
     let (reload, reloads) = mpsc::channel(1);
-    let control = Control { shared: shared.clone(), stages, reloads };
-    threads.push(start_control(control, writer, admin, watch)?);
+    let parts = [vital("the writer of the state"), vital("the health checks"), vital("the control thread")];
+    let control = Control { shared: shared.clone(), stages: stages.clone(), reloads };
+    threads.push(start_control(control, writer, admin, watch, parts)?);
     for (listening, sockets) in bound {
         shared.serve(listening, sockets);
     }
-    Ok(Proxy { shared, addresses, admin: admin_address, stage, reload, threads })
+    Ok(Proxy { shared, addresses, admin: admin_address, stage, reload, threads, dead })
 }
 
 type Bound = (Arc<Listening>, Vec<WorkerSocket>);
@@ -221,10 +239,17 @@ fn bind_all(
     listeners.iter().map(bind).collect()
 }
 
-fn start_worker(worker: Arc<Worker>, orders: mpsc::UnboundedReceiver<Order>) -> Result<JoinHandle<()>, StartError> {
+fn start_worker(
+    worker: Arc<Worker>,
+    orders: mpsc::UnboundedReceiver<Order>,
+    vital: Vital,
+) -> Result<JoinHandle<()>, StartError> {
     let runtime = runtime()?;
     let name = format!("worker-{}", worker.id);
-    let run = move || runtime.block_on(work(worker, orders));
+    let run = move || {
+        let _vital = vital;
+        runtime.block_on(work(worker, orders));
+    };
     std::thread::Builder::new().name(name).spawn(run).map_err(StartError::Thread)
 }
 
@@ -240,8 +265,11 @@ async fn work(worker: Arc<Worker>, mut orders: mpsc::UnboundedReceiver<Order>) {
 /// Moves the roster's clock on, and looks through the idle connections to origins.
 async fn keep_house(worker: Arc<Worker>) {
     let mut swept = Instant::now();
+    let mut watch = OverloadWatch::new();
     loop {
-        tokio::time::sleep(worker.roster.grain()).await;
+        let pause = worker.roster.grain();
+        tokio::time::sleep(pause).await;
+        worker.overload.look(&mut watch, pause);
         worker.roster.tick();
         let now = Instant::now();
         if now.duration_since(swept) >= SWEEP {
@@ -266,13 +294,15 @@ fn start_control(
     writer: impl Future<Output = ()> + Send + 'static,
     admin: Option<Admin>,
     watch: Option<Watch>,
+    [of_writer, of_health, of_control]: [Vital; 3],
 ) -> Result<JoinHandle<()>, StartError> {
     let runtime = runtime()?;
     let run = move || {
+        let _vital = of_control;
         runtime.block_on(async move {
-            tokio::spawn(writer);
+            tokio::spawn(with(of_writer, writer));
             let state = &control.shared.state;
-            tokio::spawn(health::run(state.clone()));
+            tokio::spawn(with(of_health, health::run(state.clone())));
             let answering = Answering::default();
             if let Some(admin) = admin {
                 answering.task.spawn(admin.serve(state.clone(), answering.end.clone().cancelled_owned()));
@@ -284,22 +314,6 @@ fn start_control(
         runtime.shutdown_timeout(Duration::from_millis(100));
     };
     std::thread::Builder::new().name("control".into()).spawn(run).map_err(StartError::Thread)
-}
-
-/// The admin API while it runs.
-#[derive(Debug, Default)]
-struct Answering {
-    task: TaskTracker,
-    end: CancellationToken,
-}
-
-impl Answering {
-    /// Lets it send the answers under way; how long that may take is its own affair.
-    async fn finish(&self) {
-        self.end.cancel();
-        self.task.close();
-        self.task.wait().await;
-    }
 }
 
 fn runtime() -> Result<Runtime, StartError> {
@@ -480,80 +494,6 @@ async fn probed(state: &State, wanted: &[Wanted]) {
     };
     while !wanted.iter().all(is_probed) {
         tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
-async fn stop_when_told(shared: &Shared, answering: &Answering, mut stages: watch::Receiver<Stage>) {
-    let told = |at_least: fn(Stage) -> bool| move |stage: &Stage| at_least(*stage);
-    // An error means that the handle is gone, which is the same as being told to stop at once.
-    let _ = stages.wait_for(told(|stage| stage != Stage::Running)).await;
-    let mut hurry = stages.clone();
-    let gently = async {
-        drain_all(shared).await;
-        // Last, for whoever waits there for the end of a drain.
-        answering.finish().await;
-    };
-    tokio::select! {
-        () = gently => {}
-        _ = hurry.wait_for(told(|stage| stage == Stage::Stopped)) => {}
-    }
-    for worker in &shared.workers {
-        let _ = worker.send(Order::Stop);
-    }
-}
-
-/// The gentle stop: tell the balancer, close the doors, let everybody finish, cut who does not.
-async fn drain_all(shared: &Shared) {
-    let config = shared.state.load().config.clone();
-    shared.state.begin_shutdown();
-    tokio::time::sleep(config.shutdown_delay).await;
-    let close = |listening: Arc<Listening>| {
-        listening.close();
-        Arc::downgrade(&listening)
-    };
-    let closed: Vec<Weak<Listening>> = shared.listeners.lock().drain(..).map(close).collect();
-    shared.rosters.iter().for_each(|roster| roster.close());
-    let ended = async {
-        tokio::select! {
-            () = everybody_left(&shared.rosters, &closed) => true,
-            () = say_goodbye(shared, config.shutdown_timeout) => false,
-        }
-    };
-    if !ended.await {
-        let cut: usize = shared.rosters.iter().map(|roster| roster.cut_all()).sum();
-        tracing::warn!(connections = cut, "shutdown timeout: cut what was left");
-        let _ = tokio::time::timeout(LAST_WORDS, everybody_left(&shared.rosters, &closed)).await;
-    }
-    let _ = tokio::time::timeout(LAST_WORDS, shared.state.drains_ended()).await;
-}
-
-/// Tells the streams of every service to come back elsewhere, as a switch does; resolves at the end of `limit`. Those of
-/// former generations are told by their own drains.
-async fn say_goodbye(shared: &Shared, limit: Duration) {
-    let started = tokio::time::Instant::now();
-    let active: Vec<_> = {
-        let snapshot = shared.state.load();
-        let of = |service: &Arc<crate::service::Service>| (service.at_work().id(), service.config.drain.clone());
-        snapshot.services.iter().map(of).collect()
-    };
-    let deadline = started + limit;
-    let all = active.iter().map(|(generation, settings)| {
-        let goodbyes =
-            Goodbyes { rosters: &shared.rosters, generation: *generation, settings, newcomer: None, started, deadline };
-        async move { goodbyes.say().await }
-    });
-    let for_ever = async {
-        futures_util::future::join_all(all).await;
-        std::future::pending::<()>().await
-    };
-    let _ = tokio::time::timeout_at(deadline, for_ever).await;
-}
-
-/// A worker owns a listener until it has seated everybody who was let in.
-async fn everybody_left(rosters: &[Arc<Roster>], closed: &[Weak<Listening>]) {
-    while closed.iter().any(|listening| listening.strong_count() > 0) || rosters.iter().any(|roster| !roster.is_empty())
-    {
-        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 

@@ -151,6 +151,9 @@ impl From<Refusal> for Problem {
                 Problem::conflict("urn:teal:in-progress", "Another switch is in progress", &refusal)
                     .with("service", service)
             }
+            Refusal::Replaced { service } => {
+                Problem::conflict("urn:teal:replaced", "The service was replaced", &refusal).with("service", service)
+            }
             Refusal::FenceTimeout { running } => {
                 Problem::conflict("urn:teal:fence-timeout", "Requests did not end in time", &refusal)
                     .with("running", running)

@@ -98,11 +98,17 @@ fn ready(proxy: &Proxy) -> String {
 }
 
 async fn serve(proxy: Proxy, mut hangup: Signal, mut end: End) -> Result<(), Failure> {
+    let mut died = std::pin::pin!(proxy.died());
     loop {
         // A signal that comes while another is dealt with is kept for the next call.
         tokio::select! {
             _ = hangup.recv() => reload(&proxy),
             _ = end.come() => break,
+            part = &mut died => {
+                // Not waited for: what is left of it may never end.
+                std::mem::forget(proxy);
+                return Err(anyhow!("{part} has died; the process ends so that its supervisor can start it again").into());
+            }
         }
     }
     notify(&[NotifyState::Stopping]);

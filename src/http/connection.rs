@@ -48,10 +48,15 @@ pub async fn serve(mut client: Client) {
     }
 }
 
-async fn run_tunnel(client: Client, tunnel: Box<Tunnel>) {
-    let Client { stream, seat, _permit: permit, .. } = client;
-    tunnel.run(stream, &seat).await;
-    drop(permit);
+/// The task of a tunnel: it owns no more than an idle WebSocket needs.
+fn run_tunnel(client: Client, mut tunnel: Box<Tunnel>) -> impl Future<Output = ()> {
+    let Client { mut stream, seat, _permit: permit, .. } = client;
+    async move {
+        tunnel.run(&mut stream, &seat).await;
+        // The account is closed before the place is given back.
+        drop(tunnel);
+        drop(permit);
+    }
 }
 
 /// The next request head, and what it leads to; `None` when the connection is over.

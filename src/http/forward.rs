@@ -127,6 +127,7 @@ pub(crate) fn refuse(failure: &Failure, head: Option<&RequestHead<'_>>, place: &
         Failure::NoRoute => Rejection::NoRoute,
         Failure::TooMany(_) => Rejection::RateLimited,
         Failure::Forbidden => Rejection::Forbidden,
+        Failure::Overload => Rejection::Overload,
         _ => Rejection::BadRequest,
     };
     place.stats.reject(why);
@@ -154,6 +155,9 @@ fn closing_with_body(mut wish: Wish, head: &RequestHead<'_>) -> Wish {
 fn enter(head: &RequestHead<'_>, place: &Place<'_>, wish: Wish) -> Result<Box<Request>, (Failure, Wish)> {
     if let Err(failure) = check(head, place) {
         return Err((failure, wish));
+    }
+    if place.worker.overload.sheds() {
+        return Err((Failure::Overload, wish));
     }
     let snapshot = place.worker.state.load();
     let Some((service, target)) = snapshot.route(head.host_name(), head.path()) else {
@@ -184,8 +188,9 @@ fn enter(head: &RequestHead<'_>, place: &Place<'_>, wish: Wish) -> Result<Box<Re
 }
 
 fn asks_for(head: &RequestHead<'_>) -> Option<Kind> {
-    let is_event_source =
-        || head.method == "GET" && head.accept.is_some_and(|accept| memmem::find(accept, EVENT_STREAM).is_some());
+    let wants_events =
+        |accept: &[u8]| accept.len() >= EVENT_STREAM.len() && memmem::find(accept, EVENT_STREAM).is_some();
+    let is_event_source = || head.method == "GET" && head.accept.is_some_and(wants_events);
     if head.websocket_key.is_some() { Some(Kind::WebSocket) } else { is_event_source().then_some(Kind::Sse) }
 }
 

@@ -393,7 +393,7 @@ pub(crate) struct AnswerHead<'b> {
     /// Whether the connection can be used again after the body.
     pub(crate) keep_alive: bool,
     pub(crate) is_event_stream: bool,
-    /// With a `Content-Encoding`: where an event ends cannot be seen.
+    /// An event stream with a `Content-Encoding`: where an event ends cannot be seen.
     pub(crate) is_encoded: bool,
     /// A 101 that says `Upgrade: websocket` and `Connection: upgrade`.
     pub(crate) upgrades_to_websocket: bool,
@@ -449,20 +449,23 @@ fn understand_answer<'b>(response: httparse::Response<'b, 'b>, to_head: bool) ->
     let find = |known: Known| headers.iter().find(|header| Known::of(header.name) == known).map(|header| header.value);
     let keep_alive = if is_http_10 { facts.keeps_alive && !facts.closes } else { !facts.closes };
     let is_upgrade = status == 101;
+    let is_event_stream = has_body && find(Known::ContentType).is_some_and(is_event_stream);
     Ok(AnswerHead {
         status,
         reason: response.reason.unwrap_or(""),
         headers,
         framing,
         keep_alive: keep_alive && framing != Framing::UntilClose,
-        is_event_stream: has_body && find(Known::ContentType).is_some_and(is_event_stream),
-        is_encoded: headers.iter().any(|header| {
-            header.name.eq_ignore_ascii_case("content-encoding") && !header.value.eq_ignore_ascii_case(b"identity")
-        }),
+        is_event_stream,
+        is_encoded: is_event_stream && headers.iter().any(is_encoding),
         upgrades_to_websocket: is_upgrade && facts.upgrades && facts.to_websocket,
         websocket_accept: if is_upgrade { find(Known::SecWebSocketAccept) } else { None },
         named_by_connection: facts.named,
     })
+}
+
+fn is_encoding(header: &Header<'_>) -> bool {
+    header.name.eq_ignore_ascii_case("content-encoding") && !header.value.eq_ignore_ascii_case(b"identity")
 }
 
 fn is_event_stream(content_type: &[u8]) -> bool {

@@ -15,6 +15,7 @@ mod forward;
 mod head;
 mod headers;
 mod log;
+mod overload;
 mod reply;
 
 use std::net::IpAddr;
@@ -29,6 +30,7 @@ use crate::roster::{Roster, Seat};
 use crate::state::State;
 
 pub use connection::serve;
+pub use overload::{Overload, Watch as OverloadWatch};
 
 /// What the requests of one worker share.
 #[derive(Debug)]
@@ -38,6 +40,7 @@ pub struct Worker {
     pub state: Arc<State>,
     pub roster: Arc<Roster>,
     pub access: Option<Arc<AccessLog>>,
+    pub overload: Overload,
 }
 
 /// A client's connection and what was read of it.

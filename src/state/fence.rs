@@ -101,21 +101,36 @@ impl Writer {
     pub(super) async fn end_fence(&mut self, state: &Arc<State>, id: u64, is_over: bool) {
         let Some(place) = self.fences.iter().position(|fence| fence.id == id) else { return };
         let fence = self.fences.remove(place);
-        let result = if is_over { self.pass_fence(state, &fence).await } else { Err(timed_out(&fence)) };
+        let running = running(&fence);
+        let timed_out = || Refusal::FenceTimeout { running: running.clone() };
+        let result = if is_over { self.pass_fence(state, &fence).await } else { Err(timed_out()) };
         if result.is_err() {
             self.lift_fence(state, &fence);
         }
         self.note(state, &fence.request, &result);
         let _ = fence.reply.send(result);
         for (request, called, reply) in fence.repeated {
-            self.switch(state, request, called, reply).await;
+            if is_over {
+                self.switch(state, request, called, reply).await;
+            } else {
+                let _ = reply.send(Err(timed_out()));
+            }
         }
     }
 
     async fn pass_fence(&mut self, state: &Arc<State>, fence: &Fence) -> Answer {
         let steps = {
             let snapshot = state.load();
-            let step = |(name, to): (&Arc<str>, &Color)| fence.request.step(find(&snapshot, name)?, *to);
+            let step = |(name, to): (&Arc<str>, &Color)| {
+                let service = find(&snapshot, name)?;
+                // One that was removed and came again is another one.
+                let is_same = service.is_held == fence.held(name).is_some();
+                if is_same {
+                    fence.request.step(service, *to)
+                } else {
+                    Err(Refusal::Replaced { service: name.to_string() })
+                }
+            };
             fence.to.iter().map(step).collect::<Result<Vec<_>, _>>()?
         };
         self.carry_out(state, &fence.request, fence.called, &steps, Some(fence)).await
@@ -125,7 +140,8 @@ impl Writer {
     fn lift_fence(&mut self, state: &State, fence: &Fence) {
         let services: Vec<_> = {
             let snapshot = state.load();
-            let still = fence.held.iter().filter_map(|held| Some((snapshot.service(&held.service)?, held)));
+            let of = |held: &Held| snapshot.service(&held.service).filter(|service| service.is_held);
+            let still = fence.held.iter().filter_map(|held| Some((of(held)?, held)));
             let lifted = |service: &Service, held: &Held| Service {
                 generation: held.generation.clone(),
                 // Those that still run belong to the tenure that goes on.
@@ -158,11 +174,12 @@ async fn all_over(over: &[tokio_util::sync::CancellationToken], limit: Duration)
     tokio::time::timeout(limit, all).await.is_ok()
 }
 
-fn timed_out(fence: &Fence) -> Refusal {
+/// What keeps the fence from being passed.
+fn running(fence: &Fence) -> Vec<StillRunning> {
     let running = fence.held.iter().map(|held| StillRunning {
         service: held.service.to_string(),
         color: held.color,
         requests: held.running(),
     });
-    Refusal::FenceTimeout { running: running.filter(|still| still.requests > 0).collect() }
+    running.filter(|still| still.requests > 0).collect()
 }

@@ -81,6 +81,8 @@ pub enum Refusal {
     },
     #[error("{service}: there has been no switch to go back from")]
     NothingToRollBack { service: String },
+    #[error("{service}: a reload has replaced the service meanwhile")]
+    Replaced { service: String },
     #[error("{service}: another switch is in progress")]
     InProgress { service: String },
     #[error("the old color's requests did not end in time, so the switch was abandoned{}", list_running(running))]

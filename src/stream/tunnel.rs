@@ -41,10 +41,10 @@ impl Tunnel {
     }
 
     /// Relays until both sides have ended, one breaks, or the drain of the generation is over. Takes over the seat.
-    pub async fn run(mut self, mut client: Stream, seat: &Seat) {
+    pub async fn run(&mut self, client: &mut Stream, seat: &Seat) {
         seat.take().await;
         seat.without_limit();
-        let result = seat.guard(poll_fn(|cx| self.poll(cx, &mut client, seat))).await;
+        let result = seat.guard(poll_fn(|cx| self.poll(cx, client, seat))).await;
         if let Err(Interrupt::Cut) | Ok(Ok(Ending::Cut)) = result {
             self.passage.cut();
         }
