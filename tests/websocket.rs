@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::{SinkExt, StreamExt};
 use socket2::SockRef;
@@ -44,6 +44,25 @@ async fn chat(builder: impl FnOnce(Builder) -> Builder) -> Chat {
     call.send(ACCEPTED).await;
     assert!(client.head().await.expect("a head").starts_with("HTTP/1.1 101 "));
     Chat { teal, client, call, calls, origin }
+}
+
+/// Nobody would notice that the client is gone for good.
+#[tokio::test]
+async fn a_client_that_has_ended_does_not_hold_the_tunnel_for_ever() {
+    let mut chat = chat(|builder| builder.listener("idle_timeout = \"1s\"")).await;
+    chat.client.stream.shutdown().await.expect("an open connection");
+    // As long as the origin speaks, it goes on.
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(2) {
+        chat.call.send("word ").await;
+        chat.client.expect("word ").await;
+    }
+    let open = || {
+        let snapshot = chat.teal.state().load();
+        snapshot.services[0].active_pool().endpoints()[0].in_flight()
+    };
+    assert_eq!(open(), 1);
+    eventually("the tunnel is over", || open() == 0).await;
 }
 
 #[tokio::test]

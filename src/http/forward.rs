@@ -298,7 +298,8 @@ fn tunnel(
     request.passage.turn(Kind::WebSocket);
     client.seat.turn(Kind::WebSocket as u8);
     let passage = finish_head(client, request, lease.endpoint());
-    Next::Tunnel(Box::new(Tunnel::new(origin, passage, lease, &from_client, head, from_origin)))
+    let patience = client.listener.limits.idle_timeout;
+    Next::Tunnel(Box::new(Tunnel::new(origin, passage, lease, &from_client, head, from_origin, patience)))
 }
 
 /// Accounts for the handshake; what the tunnel does is no longer part of it.

@@ -82,6 +82,11 @@ impl Direction {
         self.phase != Phase::Open || self.frames.is_closing()
     }
 
+    /// Whether the sender has ended and the receiver knows it.
+    pub(super) fn has_ended(&self) -> bool {
+        self.phase == Phase::Ended
+    }
+
     /// Whether nothing waits for the receiver.
     pub(super) fn is_flushed(&self) -> bool {
         self.at == self.pending.len()

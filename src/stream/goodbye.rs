@@ -47,6 +47,11 @@ impl Pair {
         [&self.to_origin, &self.to_client].iter().any(|way| way.is_ending() || way.place() == Place::Unknown)
     }
 
+    /// Whether one side has ended, and how much has been heard by then.
+    pub(super) fn half_ended(&self) -> Option<(u32, u32)> {
+        (self.to_origin.has_ended() != self.to_client.has_ended()).then(|| self.heard())
+    }
+
     fn is_between_messages(&self) -> bool {
         [&self.to_origin, &self.to_client].iter().all(|way| way.place() == Place::BetweenMessages && way.is_flushed())
     }
