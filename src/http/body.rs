@@ -225,6 +225,8 @@ pub(crate) struct Pump {
     was_ended: bool,
     /// Of a large body.
     pipe: Option<Pipe>,
+    /// Trailers that `Connection` names, and so not for the receiver (RFC 9110 §7.6.1).
+    private: Vec<Box<[u8]>>,
 }
 
 impl Pump {
@@ -243,7 +245,13 @@ impl Pump {
             events: None,
             was_ended: false,
             pipe: None,
+            private: Vec::new(),
         }
+    }
+
+    /// Keeps trailers of these names from the receiver.
+    pub(crate) fn without_trailers(self, private: Vec<Box<[u8]>>) -> Pump {
+        Pump { private, ..self }
     }
 
     /// Follows the body as an event stream, if it can be ended before the sender ends it: its length is not announced.
@@ -488,7 +496,7 @@ impl Pump {
         if self.encoding == Encoding::Chunked && !self.is_closed {
             self.is_closed = true;
             self.push(b"0\r\n");
-            push_trailers(&mut self.pending, trailers).map_err(PumpError::Bad)?;
+            push_trailers(&mut self.pending, trailers, &self.private).map_err(PumpError::Bad)?;
             self.pending.extend_from_slice(b"\r\n");
         }
         Ok(())
@@ -523,14 +531,16 @@ fn push_chunk(out: &mut Vec<u8>, data: &[u8]) {
 }
 
 /// Passes on trailer fields, except those that change what the message means (RFC 9110 §6.5.1).
-fn push_trailers(out: &mut Vec<u8>, section: &[u8]) -> Result<(), BadBody> {
+fn push_trailers(out: &mut Vec<u8>, section: &[u8], private: &[Box<[u8]>]) -> Result<(), BadBody> {
     if section.is_empty() || section == b"\r\n" {
         return Ok(());
     }
     let mut fields = [httparse::EMPTY_HEADER; MAX_TRAILER_FIELDS];
     match httparse::parse_headers(section, &mut fields) {
         Ok(httparse::Status::Complete((_, fields))) => {
-            for field in fields.iter().filter(|field| Known::of(field.name) == Known::Other) {
+            let is_private = |name: &str| private.iter().any(|named| named.eq_ignore_ascii_case(name.as_bytes()));
+            for field in fields.iter().filter(|field| Known::of(field.name) == Known::Other && !is_private(field.name))
+            {
                 push_field(out, field.name, field.value);
             }
             Ok(())

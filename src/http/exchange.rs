@@ -13,7 +13,7 @@ use crate::http::body::{Encoding, Pump, PumpError};
 use crate::http::buffer::Buffer;
 use crate::http::event_stream::{EventStream, RETURN, between};
 use crate::http::forward::Facts;
-use crate::http::head::{AnswerHead, Framing, parse_answer};
+use crate::http::head::{AnswerHead, Framing, owned, parse_answer};
 use crate::http::headers::{Delivery, incoming};
 use crate::net::Stream;
 use crate::roster::Interrupt;
@@ -260,7 +260,8 @@ impl<'a> Exchange<'a> {
         self.origin_keeps_alive = head.keep_alive;
         self.status = head.status;
         let bytes = incoming(head, self.delivery, Some(self.passage.service()));
-        self.download = Some(Pump::new(bytes, head.framing, encoding, None));
+        let download = Pump::new(bytes, head.framing, encoding, None);
+        self.download = Some(download.without_trailers(owned(&head.named_by_connection)));
         if head.is_event_stream {
             self.begin_events(head.is_encoded);
         } else {

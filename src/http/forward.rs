@@ -14,7 +14,7 @@ use crate::http::attempt::{Progress, attempt, choose, knock_again, may_knock_aga
 use crate::http::body::{Encoding, Pump};
 use crate::http::event_stream::{RETURN, between};
 use crate::http::exchange::Done;
-use crate::http::head::{Framing, RequestHead};
+use crate::http::head::{Framing, RequestHead, owned};
 use crate::http::headers::{self, Origin, Outgoing};
 use crate::http::log;
 use crate::http::reply::{Reply, Wish, prefers_problem_json};
@@ -43,6 +43,8 @@ pub(crate) struct Facts {
     /// Of a request for an upgrade to WebSocket.
     pub(crate) websocket_key: Option<Box<[u8]>>,
     framing: Framing,
+    /// Trailers that `Connection` names.
+    private: Vec<Box<[u8]>>,
     /// Doing it twice is the same as doing it once (RFC 9110 §9.2.2).
     pub(crate) is_idempotent: bool,
     /// WebSocket or event stream.
@@ -177,6 +179,7 @@ fn enter(head: &RequestHead<'_>, place: &Place<'_>, wish: Wish) -> Result<Box<Re
         expects_continue: head.expects_continue,
         websocket_key: head.websocket_key.map(Into::into),
         framing: head.framing,
+        private: if head.framing == Framing::Chunked { owned(&head.named_by_connection) } else { Vec::new() },
         is_idempotent: matches!(head.method, "GET" | "HEAD" | "OPTIONS" | "PUT" | "DELETE"),
         asks_for,
         key: balance_key(head, place, &service.config),
@@ -239,7 +242,8 @@ fn balance_key(head: &RequestHead<'_>, place: &Place<'_>, service: &crate::confi
 pub(crate) async fn forward(client: &mut Client, mut request: Box<Request>) -> Next {
     let limit = client.listener.limits.request_body;
     let encoding = if request.facts.framing == Framing::Chunked { Encoding::Chunked } else { Encoding::Plain };
-    let mut upload = Pump::new(Vec::new(), request.facts.framing, encoding, limit);
+    let upload = Pump::new(Vec::new(), request.facts.framing, encoding, limit);
+    let mut upload = upload.without_trailers(std::mem::take(&mut request.facts.private));
     let retries = request.passage.service().config.retries as usize;
     let mut failed: Vec<Arc<Endpoint>> = Vec::new();
     loop {

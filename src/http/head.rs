@@ -258,6 +258,7 @@ fn is_essential(name: &[u8]) -> bool {
         Known::Host
             | Known::ContentLength
             | Known::TransferEncoding
+            | Known::Expect
             | Known::Forwarded
             | Known::ForwardedFor
             | Known::ForwardedProto
@@ -476,6 +477,11 @@ fn is_event_stream(content_type: &[u8]) -> bool {
 /// The elements of a comma-separated list, without white space and empty ones.
 pub(crate) fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii).filter(|token| !token.is_empty())
+}
+
+/// Names that have to outlive their head.
+pub(crate) fn owned(names: &[&[u8]]) -> Vec<Box<[u8]>> {
+    names.iter().map(|&name| name.into()).collect()
 }
 
 /// Digits and nothing else, at most what 64 bits hold.

@@ -172,12 +172,17 @@ fn push_request_fields(out: &mut Vec<u8>, head: &RequestHead<'_>, origin: &Origi
             | Known::ForwardedFor => false,
             Known::Expect => !head.is_http_10,
             Known::Forwarded | Known::ForwardedProto | Known::ForwardedHost | Known::ForwardedPort => origin.is_trusted,
-            _ => !is_named(&head.named_by_connection, header.name),
+            _ => !is_named(&head.named_by_connection, header.name) && !is_lookalike(header.name),
         };
         if goes_on {
             push_field(out, header.name, header.value);
         }
     }
+}
+
+/// CGI and its kin read `_` in a name as `-`: what a client says so must not pass for what teal says (CVE-2015-0219).
+fn is_lookalike(name: &str) -> bool {
+    memchr::memchr(b'_', name.as_bytes()).is_some() && Known::of(&name.replace('_', "-")) != Known::Other
 }
 
 fn push_forwarded(out: &mut Vec<u8>, head: &RequestHead<'_>, origin: &Origin<'_>) {
