@@ -493,7 +493,11 @@ impl Pump {
 
     /// Writes the end of a chunked body, with those trailers that may be passed on.
     fn close(&mut self, trailers: &[u8]) -> Result<(), PumpError> {
-        if self.encoding == Encoding::Chunked && !self.is_closed {
+        if self.encoding == Encoding::Plain {
+            // Nobody gets them, but a body with broken ones is broken for everybody.
+            return push_trailers(&mut Vec::new(), trailers, &[]).map_err(PumpError::Bad);
+        }
+        if !self.is_closed {
             self.is_closed = true;
             self.push(b"0\r\n");
             push_trailers(&mut self.pending, trailers, &self.private).map_err(PumpError::Bad)?;

@@ -161,12 +161,12 @@ impl<'a> Exchange<'a> {
             while !self.answer.is_empty() {
                 match self.take_head()? {
                     Head::Partial => break,
-                    Head::Interim => {}
+                    // Before the next head is taken: a final one has another way to the client.
+                    Head::Interim => ready!(self.poll_flush_interim(cx))?,
                     Head::Final => return Poll::Ready(Ok(None)),
                     Head::Upgrade(done) => return Poll::Ready(Ok(Some(done))),
                 }
             }
-            ready!(self.poll_flush_interim(cx))?;
             let room = self.answer.spare(MAX_ANSWER_HEAD);
             let result = self.origin.poll_read(cx, room);
             match result {

@@ -412,6 +412,10 @@ pub(crate) fn parse_answer<T>(
     max: usize,
     then: impl FnOnce(&AnswerHead<'_>, usize) -> T,
 ) -> Result<Option<T>, Failure> {
+    // The parser skips empty lines, which RFC 9112 §2.2 lets a server do, and nobody else.
+    if let [b'\r' | b'\n', ..] = bytes {
+        return Err(Failure::BadAnswer("empty line before the status line"));
+    }
     let mut space = [const { MaybeUninit::uninit() }; MAX_ANSWER_HEADERS];
     let mut response = httparse::Response::new(&mut []);
     let parsed = httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut response, bytes, &mut space);
@@ -449,7 +453,9 @@ fn understand_answer<'b>(response: httparse::Response<'b, 'b>, to_head: bool) ->
     };
     let find = |known: Known| headers.iter().find(|header| Known::of(header.name) == known).map(|header| header.value);
     let keep_alive = if is_http_10 { facts.keeps_alive && !facts.closes } else { !facts.closes };
-    let is_upgrade = status == 101;
+    // HTTP/1.0 cannot switch (RFC 9110 §7.8), and who accepts twice accepts nothing (RFC 6455 §11.3.3).
+    let accepts = || headers.iter().filter(|header| Known::of(header.name) == Known::SecWebSocketAccept).count();
+    let is_upgrade = status == 101 && !is_http_10 && accepts() == 1;
     let is_event_stream = has_body && find(Known::ContentType).is_some_and(is_event_stream);
     Ok(AnswerHead {
         status,

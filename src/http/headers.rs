@@ -246,6 +246,8 @@ pub(crate) fn incoming(head: &AnswerHead<'_>, delivery: Delivery, color: Option<
             | Known::ProxyConnection
             | Known::Upgrade
             | Known::TransferEncoding => false,
+            // RFC 9110 §8.6 forbids it, and a lax client would take so much of the next answer for a body.
+            Known::ContentLength => head.status >= 200 && head.status != 204,
             _ => !is_named(&head.named_by_connection, header.name),
         };
         if goes_on {

@@ -14,6 +14,8 @@ use crate::run::{Order, Shared, Stage};
 
 /// How long those that are cut at the end of a shutdown may take to notice.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+/// How long a slow disk may take to record how the drains have ended.
+const RECORDED: Duration = Duration::from_secs(10);
 
 /// The admin API while it runs.
 #[derive(Debug, Default)]
@@ -72,7 +74,7 @@ async fn drain_all(shared: &Shared) {
         tracing::warn!(connections = cut, "shutdown timeout: cut what was left");
         let _ = tokio::time::timeout(LAST_WORDS, everybody_left(&shared.rosters, &closed)).await;
     }
-    let _ = tokio::time::timeout(LAST_WORDS, shared.state.drains_ended()).await;
+    let _ = tokio::time::timeout(RECORDED, shared.state.drains_ended()).await;
 }
 
 /// Tells the streams of every service to come back elsewhere, as a switch does; resolves at the end of `limit`. Those of
