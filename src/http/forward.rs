@@ -133,9 +133,18 @@ pub(crate) fn refuse(failure: &Failure, head: Option<&RequestHead<'_>>, place: &
         _ => Rejection::BadRequest,
     };
     place.stats.reject(why);
-    let reply = Reply::to(failure).unwrap_or_else(|| Reply::ready(false));
+    let reply = refusal(failure, head);
     log::answered_here(head, place, &reply, &wish, Some(failure));
     Begun::Reply(reply, wish)
+}
+
+/// Who asks for an event stream at a bad moment must come back, here as in [`reply_to`].
+fn refusal(failure: &Failure, head: Option<&RequestHead<'_>>) -> Reply {
+    let is_event_source = || head.and_then(asks_for) == Some(Kind::Sse);
+    if matches!(failure, Failure::Overload) && is_event_source() {
+        return Reply::come_back(between(&COME_BACK));
+    }
+    Reply::to(failure).unwrap_or_else(|| Reply::ready(false))
 }
 
 fn wish(head: &RequestHead<'_>, place: &Place<'_>) -> Wish {
@@ -412,4 +421,25 @@ fn write_line(
     line.endpoint = endpoint.map(|endpoint| endpoint.name().to_string());
     line.error = failure.map(ToString::to_string);
     access.log(*line);
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::Limits;
+    use crate::http::head::parse_request;
+
+    use super::*;
+
+    #[test]
+    fn an_event_source_that_is_shed_comes_back() {
+        let refused = |accept: &str, failure: &Failure| {
+            let head = format!("GET / HTTP/1.1\r\nHost: a\r\nAccept: {accept}\r\n\r\n");
+            let parsed = parse_request(head.as_bytes(), &Limits::default(), |head, _| refusal(failure, Some(head)));
+            let reply = parsed.expect("a valid head").expect("a whole head");
+            (reply.status, reply.counts_as())
+        };
+        assert_eq!(refused("text/event-stream", &Failure::Overload), (200, 503));
+        assert_eq!(refused("text/html", &Failure::Overload), (503, 503));
+        assert_eq!(refused("text/event-stream", &Failure::NoRoute), (404, 404));
+    }
 }
