@@ -119,7 +119,7 @@ async fn raise(teal: &Teal, request: SwitchRequest) -> Switching {
 }
 
 fn is_held(teal: &Teal, service: &str) -> bool {
-    teal.state().load().service(service).expect("a known service").is_held
+    teal.state().load().service(service).expect("a known service").is_held()
 }
 
 fn fenced(aims: &[(&str, Color)]) -> SwitchRequest {
@@ -211,7 +211,7 @@ fn stored(teal: &Teal) -> String {
 fn tenure(teal: &Teal) -> (Color, u64, u64, bool) {
     let snapshot = teal.state().load();
     let service = snapshot.service("a").expect("a known service");
-    (service.active, service.number, service.generation.tally().id(), service.is_held)
+    (service.active, service.number, service.generation.tally().id(), service.is_held())
 }
 
 async fn admin(teal: &Teal, method: &str, path: &str, body: &str) -> Answer {

@@ -94,7 +94,7 @@ pub(crate) async fn choose(
         return Err(Failure::NoEndpoint);
     }
     let vacancy = request.passage.service().active_pool().vacancy().clone();
-    if request.passage.service().is_held && vacancy.waiting() >= MOST_HELD {
+    if request.passage.service().is_held() && vacancy.waiting() >= MOST_HELD {
         return Err(Failure::NoEndpoint);
     }
     // Who has knocked in vain has waited already.
@@ -122,7 +122,7 @@ pub(crate) async fn choose(
 /// How long the request may wait: as long as a fence may stand, or for an endpoint.
 fn set_limit(seat: &Seat, request: &Request, waited: Duration) {
     let config = &request.passage.service().config;
-    let is_held = request.passage.service().is_held;
+    let is_held = request.passage.service().is_held();
     seat.within(match is_held {
         true => config.switch.fence_timeout + HELD_LONGER,
         false => config.queue_timeout.saturating_sub(waited),
@@ -131,7 +131,7 @@ fn set_limit(seat: &Seat, request: &Request, waited: Duration) {
 
 fn choose_now(request: &Request, avoid: &[Arc<Endpoint>]) -> Option<Lease> {
     let service = request.passage.service();
-    if service.is_held {
+    if service.is_held() {
         return None;
     }
     service.active_pool().choose(Choice { service: &service.config, key: request.facts.key, avoid })
@@ -142,10 +142,10 @@ fn look_again(worker: &Worker, seat: &Seat, request: &mut Request) {
     let snapshot = worker.state.load();
     let Some(service) = snapshot.service(&request.passage.service().config.name) else { return };
     if !Arc::ptr_eq(service, request.passage.service()) {
-        let was_held = request.passage.service().is_held;
+        let was_held = request.passage.service().is_held();
         request.passage = service.enter(worker.id, request.facts.asks_for.is_some());
         seat.work_for(request.passage.generation_id());
-        if was_held != service.is_held {
+        if was_held != service.is_held() {
             set_limit(seat, request, Duration::ZERO);
         }
         if let Some(line) = &mut request.facts.line {

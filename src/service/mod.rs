@@ -45,8 +45,6 @@ pub struct Service {
     pub generation: Arc<Generation>,
     /// Shared with every plain request of the tenure; `None` in what streams and held requests see.
     pub requests: Option<Arc<Requests>>,
-    /// New requests wait: a fence is up.
-    pub is_held: bool,
     /// The generation that works behind the fence, while one is up.
     pub fenced: Option<Arc<Tally>>,
     pub pools: ByColor<Arc<Pool>>,
@@ -90,7 +88,6 @@ impl Service {
             number,
             generation: new_generation(workers),
             requests: Some(Arc::default()),
-            is_held: false,
             fenced: None,
             pools,
             stats: Arc::new(ServiceStats::new(workers)),
@@ -123,6 +120,11 @@ impl Service {
             passage.stats().handshakes.begun.fetch_add(1, Ordering::Relaxed);
         }
         passage
+    }
+
+    /// New requests wait: a fence is up.
+    pub fn is_held(&self) -> bool {
+        self.fenced.is_some()
     }
 
     /// The counts of those who work for the active color, whether new ones are held or not.

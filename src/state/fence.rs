@@ -82,7 +82,6 @@ impl Writer {
         let next = |service: &Service| Service {
             generation: new_generation(self.rosters.len()),
             requests: None,
-            is_held: true,
             fenced: Some(service.generation.tally().clone()),
             ..service.clone()
         };
@@ -124,7 +123,7 @@ impl Writer {
             let step = |(name, to): (&Arc<str>, &Color)| {
                 let service = find(&snapshot, name)?;
                 // One that was removed and came again is another one.
-                let is_same = service.is_held == fence.held(name).is_some();
+                let is_same = service.is_held() == fence.held(name).is_some();
                 if is_same {
                     fence.request.step(service, *to)
                 } else {
@@ -140,13 +139,12 @@ impl Writer {
     fn lift_fence(&mut self, state: &State, fence: &Fence) {
         let services: Vec<_> = {
             let snapshot = state.load();
-            let of = |held: &Held| snapshot.service(&held.service).filter(|service| service.is_held);
+            let of = |held: &Held| snapshot.service(&held.service).filter(|service| service.is_held());
             let still = fence.held.iter().filter_map(|held| Some((of(held)?, held)));
             let lifted = |service: &Service, held: &Held| Service {
                 generation: held.generation.clone(),
                 // Those that still run belong to the tenure that goes on.
                 requests: Some(held.requests.upgrade().unwrap_or_default()),
-                is_held: false,
                 fenced: None,
                 ..service.clone()
             };

@@ -272,7 +272,6 @@ impl Writer {
             number: service.number + 1,
             generation: generation.unwrap_or_else(|| new_generation(self.rosters.len())),
             requests: Some(requests.unwrap_or_default()),
-            is_held: false,
             fenced: None,
             ..service.clone()
         }
