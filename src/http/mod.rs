@@ -2,13 +2,14 @@
 //!
 //! [`connection`] reads heads and keeps the connection's timeouts; [`forward`] is the life of one request, [`attempt`] one
 //! try of it at an endpoint; [`exchange`] moves it to the origin and the answer back. The codec is our own, on both sides,
-//! so that every octet has one meaning ([`head`], [`body`]) and spelling and order of header fields survive ([`headers`]).
+//! so that every octet has one meaning ([`head`], [`decoder`], [`body`]) and spelling and order of header fields survive ([`headers`]).
 //! [`reply`] makes the answers that come from teal itself.
 
 mod attempt;
 mod body;
 mod buffer;
 mod connection;
+mod decoder;
 mod event_stream;
 mod exchange;
 mod forward;
