@@ -13,7 +13,7 @@ use crate::http::body::{Encoding, Pump, PumpError};
 use crate::http::buffer::Buffer;
 use crate::http::event_stream::{EventStream, RETURN, between};
 use crate::http::forward::Facts;
-use crate::http::head::{AnswerHead, Framing, owned, parse_answer};
+use crate::http::head::{AnswerHead, Framing, Scan, owned, parse_answer};
 use crate::http::headers::{Delivery, incoming};
 use crate::net::Stream;
 use crate::roster::Interrupt;
@@ -45,6 +45,8 @@ pub(crate) struct Exchange<'a> {
     /// The origin takes no more of the request; it may have answered already.
     upload_broke: Option<io::Error>,
     answer: Buffer,
+    /// Of the head that `answer` begins with.
+    scan: Scan,
     /// Interim answers on their way to the client.
     interim: Vec<u8>,
     interim_sent: usize,
@@ -75,6 +77,7 @@ impl<'a> Exchange<'a> {
             upload_is_over: false,
             upload_broke: None,
             answer: Buffer::default(),
+            scan: Scan::default(),
             interim: Vec::new(),
             interim_sent: 0,
             interim_count: 0,
@@ -192,6 +195,9 @@ impl<'a> Exchange<'a> {
 
     /// Takes one head off what the origin has sent.
     fn take_head(&mut self) -> Result<Head, Failure> {
+        if !self.scan.is_due(self.answer.filled(), MAX_ANSWER_HEAD) {
+            return Ok(Head::Partial);
+        }
         let answer = std::mem::take(&mut self.answer);
         let parsed = parse_answer(answer.filled(), self.facts.is_head, MAX_ANSWER_HEAD, |head, length| {
             (self.judge(head), length)
@@ -200,6 +206,7 @@ impl<'a> Exchange<'a> {
         let Some((head, length)) = parsed? else { return Ok(Head::Partial) };
         let head = head?;
         self.answer.consume(length);
+        self.scan = Scan::default();
         match head {
             Head::Upgrade(Done::Upgraded { head, .. }) => {
                 Ok(Head::Upgrade(Done::Upgraded { head, early: self.answer.filled().to_vec() }))

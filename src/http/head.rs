@@ -38,6 +38,33 @@ fn check_line_ends(head: &[u8]) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Whether a head may end in `bytes`, of which the first `scanned` have been looked at. A line end without its carriage
+/// return counts: it is refused then, and need not be waited for.
+pub(crate) fn may_end(bytes: &[u8], scanned: usize) -> bool {
+    let rest = &bytes[scanned.saturating_sub(2)..];
+    memchr::memchr_iter(b'\n', rest).any(|at| matches!(rest[at + 1..], [b'\n', ..] | [b'\r', b'\n', ..]))
+}
+
+/// Decides when a head that arrives in pieces is parsed: at each piece from its start would take the square of its length.
+#[derive(Debug, Default)]
+pub(crate) struct Scan {
+    scanned: usize,
+    parsed: usize,
+}
+
+impl Scan {
+    /// Whether `bytes`, all that has come of the head, are worth parsing: they may be whole, or too many, or may have been
+    /// wrong for long.
+    pub(crate) fn is_due(&mut self, bytes: &[u8], max: usize) -> bool {
+        let is_due = bytes.len() / 2 >= self.parsed || bytes.len() >= max || may_end(bytes, self.scanned);
+        self.scanned = bytes.len();
+        if is_due {
+            self.parsed = bytes.len();
+        }
+        is_due
+    }
+}
+
 /// What the header fields say about the message itself.
 #[derive(Default)]
 struct Facts<'b> {
@@ -217,6 +244,32 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn the_end_of_a_head_is_seen_wherever_the_pieces_are_cut() {
+        for head in [&b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"[..], b"HTTP/1.1 200 OK\nA: b\n\n", b"HTTP/1.1 200 OK\r\n\n"]
+        {
+            for cut in 0..head.len() {
+                assert!(may_end(head, cut), "{} cut after {cut}", head.escape_ascii());
+                assert!(!may_end(&head[..head.len() - 1], cut), "{} not whole, cut after {cut}", head.escape_ascii());
+            }
+        }
+    }
+
+    #[test]
+    fn a_head_that_arrives_octet_by_octet_is_parsed_a_few_times() {
+        const MAX: usize = 256 * 1024;
+        let mut head = b"HTTP/1.1 200 OK\r\n".to_vec();
+        while head.len() < MAX - 1024 {
+            head.extend_from_slice(format!("X: {}\r\n", "y".repeat(1000)).as_bytes());
+        }
+        head.extend_from_slice(b"\r\n");
+        let mut scan = Scan::default();
+        let parsed = (1..=head.len()).filter(|&end| scan.is_due(&head[..end], MAX));
+        let octets: usize = parsed.inspect(|&end| assert!(end <= head.len())).sum();
+        assert!(octets <= 3 * head.len(), "{octets} octets parsed of {}", head.len());
+        assert_eq!(scan.parsed, head.len(), "the last octet is not waited beyond");
+    }
 
     proptest! {
         #[test]
