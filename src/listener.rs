@@ -3,6 +3,9 @@
 //! Every worker has a socket of its own for each TCP listener (`SO_REUSEPORT`), so accepting needs no hand-over between
 //! threads. A listener that closes first takes what its queue still holds: nobody who was let in is turned away.
 
+mod arrival;
+mod proxy_header;
+
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener as StdTcpListener};
@@ -21,8 +24,9 @@ use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::config::{Address, Listener};
-use crate::http::{Client, Worker, serve};
-use crate::metrics::{ListenerStats, Rejection};
+use crate::http::Worker;
+use crate::listener::arrival::{Arrival, Permit, welcome};
+use crate::metrics::ListenerStats;
 use crate::net::Stream;
 use crate::occupant;
 use crate::quota::RateLimit;
@@ -288,86 +292,30 @@ impl Accepted {
     }
 }
 
-/// Waits until there is room for the connection, then serves it.
+/// Waits until there is room for the connection; the rest happens in its own task.
 async fn admit(listening: &Arc<Listening>, accepted: Accepted, worker: &Arc<Worker>) {
     let settings = listening.settings.load_full();
-    let peer = accepted.peer.map(|peer| peer.ip().to_canonical());
-    let Some(ip) = IpPermit::take(listening, peer, settings.limits.connections_per_ip) else {
-        listening.stats.reject(Rejection::ConnectionsPerIp);
-        return;
-    };
     let (own, process) = (Limit::take(&listening.limit).await, Limit::take(&listening.process_limit).await);
-    listening.stats.connections.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-    let permit = Permit { listening: listening.clone(), _ip: ip, _own: own, _process: process };
     let seat = worker.roster.sit(listening.id);
     if listening.closing.is_cancelled() {
         // It was not seated yet when the others were asked to leave.
         seat.leave();
     }
-    let client = Client::new(
-        accepted.stream,
-        peer,
-        listening.port(),
+    tokio::spawn(welcome(Arrival {
+        stream: accepted.stream,
+        client: accepted.peer.map(|peer| peer.ip().to_canonical()),
+        port: listening.port(),
         seat,
-        worker.clone(),
+        worker: worker.clone(),
         settings,
-        listening.stats.clone(),
-        listening.rate.load_full(),
-        Box::new(permit),
-    );
-    tokio::spawn(serve(client));
+        permit: Permit::new(listening, own, process),
+    }));
 }
 
 /// The limit that the settings ask for; one that has not changed goes on counting where it was.
 fn rate_limit(settings: &Listener, before: Option<Arc<RateLimit>>) -> Option<Arc<RateLimit>> {
     let rate = settings.limits.rate?;
     before.filter(|before| before.rate() == rate).or_else(|| Some(Arc::new(RateLimit::new(rate))))
-}
-
-/// A connection's place in the limits.
-#[derive(Debug)]
-struct Permit {
-    listening: Arc<Listening>,
-    _ip: IpPermit,
-    _own: Place,
-    _process: Place,
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        self.listening.stats.connections.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
-    }
-}
-
-/// A connection's place among those of its address; counts only where there is a limit.
-#[derive(Debug)]
-struct IpPermit(Option<(Arc<Listening>, IpAddr)>);
-
-impl IpPermit {
-    /// `None`: the address has as many as it may.
-    fn take(listening: &Arc<Listening>, peer: Option<IpAddr>, limit: Option<usize>) -> Option<IpPermit> {
-        let (Some(peer), Some(limit)) = (peer, limit) else { return Some(IpPermit(None)) };
-        let mut by_ip = listening.by_ip.lock();
-        let count = by_ip.entry(peer).or_default();
-        if *count >= limit {
-            return None;
-        }
-        *count += 1;
-        Some(IpPermit(Some((listening.clone(), peer))))
-    }
-}
-
-impl Drop for IpPermit {
-    fn drop(&mut self) {
-        let Some((listening, peer)) = &self.0 else { return };
-        let mut by_ip = listening.by_ip.lock();
-        if let Some(count) = by_ip.get_mut(peer) {
-            *count -= 1;
-            if *count == 0 {
-                by_ip.remove(peer);
-            }
-        }
-    }
 }
 
 fn bind_sockets(address: &Address, workers: usize) -> io::Result<(Address, Vec<StdSocket>)> {

@@ -128,19 +128,21 @@ pub enum Rejection {
     BodyTooLarge,
     NoRoute,
     ConnectionsPerIp,
+    ProxyProtocol,
     RateLimited,
     Forbidden,
     Overload,
 }
 
 impl Rejection {
-    pub const ALL: [Rejection; 9] = [
+    pub const ALL: [Rejection; 10] = [
         Rejection::BadRequest,
         Rejection::HeadTooLarge,
         Rejection::HeaderTimeout,
         Rejection::BodyTooLarge,
         Rejection::NoRoute,
         Rejection::ConnectionsPerIp,
+        Rejection::ProxyProtocol,
         Rejection::RateLimited,
         Rejection::Forbidden,
         Rejection::Overload,
@@ -154,6 +156,7 @@ impl Rejection {
             Rejection::BodyTooLarge => "body_too_large",
             Rejection::NoRoute => "no_route",
             Rejection::ConnectionsPerIp => "connections_per_ip",
+            Rejection::ProxyProtocol => "proxy_protocol",
             Rejection::RateLimited => "rate_limited",
             Rejection::Forbidden => "forbidden",
             Rejection::Overload => "overload",

@@ -3,6 +3,7 @@
 mod pipe;
 
 use std::cell::RefCell;
+use std::future::poll_fn;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
@@ -10,7 +11,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use rustix::net::RecvFlags;
-use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
 use tokio::net::{TcpStream, UnixStream};
 
 pub use pipe::Pipe;
@@ -130,6 +131,69 @@ impl Stream {
         !matches!(result, Err(rustix::io::Errno::WOULDBLOCK))
     }
 
+    /// Shows `look` the first octets that have come in, `most` at a time, until it makes something of them; whatever it
+    /// makes, they are still there to be read. `None`: no more will come, and it has made nothing of what did.
+    ///
+    /// # Errors
+    /// As reading.
+    pub async fn peek<T>(&self, most: usize, mut look: impl FnMut(&[u8]) -> Option<T>) -> io::Result<Option<T>> {
+        loop {
+            // Asked before looking: whoever has seen the end then sees all that came before it.
+            let is_last = self.readable().await?.is_read_closed();
+            let looked = self.try_read_with(|socket| {
+                let seen = with_scratch(|scratch| {
+                    let room = &mut scratch[..most.min(SCRATCH)];
+                    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+                    let (count, _) = rustix::net::recv(socket, &mut *room, flags)?;
+                    Ok::<_, io::Error>((count, look(&room[..count])))
+                })?;
+                match seen {
+                    (_, Some(made)) => Ok(Some(made)),
+                    (0, None) => Ok(None),
+                    (_, None) if is_last => Ok(None),
+                    // Makes the runtime wait for more, which it would not do for what was left unread.
+                    (_, None) => Err(io::ErrorKind::WouldBlock.into()),
+                }
+            });
+            match looked {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                looked => return looked,
+            }
+        }
+    }
+
+    /// Takes away the first `count` octets, no more than were seen by [`Stream::peek`].
+    ///
+    /// # Errors
+    /// As reading.
+    pub async fn skip(&mut self, count: usize) -> io::Result<()> {
+        let mut left = count.min(SCRATCH);
+        poll_fn(|cx| {
+            while left > 0 {
+                match ready!(with_scratch(|scratch| self.poll_read(cx, &mut scratch[..left])))? {
+                    0 => return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
+                    read => left -= read,
+                }
+            }
+            Poll::Ready(Ok(()))
+        })
+        .await
+    }
+
+    async fn readable(&self) -> io::Result<Ready> {
+        match self {
+            Stream::Tcp(stream) => stream.ready(Interest::READABLE).await,
+            Stream::Unix(stream) => stream.ready(Interest::READABLE).await,
+        }
+    }
+
+    fn try_read_with<T>(&self, call: impl FnOnce(BorrowedFd<'_>) -> io::Result<T>) -> io::Result<T> {
+        match self {
+            Stream::Tcp(stream) => stream.try_io(Interest::READABLE, || call(stream.as_fd())),
+            Stream::Unix(stream) => stream.try_io(Interest::READABLE, || call(stream.as_fd())),
+        }
+    }
+
     /// Makes the coming close a reset, so that a body that only the close would end is seen to be broken.
     pub fn abort_on_close(&self) {
         if let Stream::Tcp(stream) = self {
@@ -155,5 +219,59 @@ mod tests {
         assert!(!stream.has_input());
         peer.write_all(b"x").expect("an open connection");
         assert!(stream.has_input() && stream.has_input(), "looking takes nothing away");
+    }
+
+    /// A listener's side of a connection, and the other side.
+    async fn pair() -> (Stream, TcpStream) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let peer = TcpStream::connect(listener.local_addr().expect("an address")).await.expect("a listener");
+        (Stream::Tcp(listener.accept().await.expect("a connection").0), peer)
+    }
+
+    #[tokio::test]
+    async fn looking_waits_for_more_and_takes_nothing_away() {
+        let (mut stream, peer) = pair().await;
+        let mut looks = Vec::new();
+        let looking = stream.peek(4, |octets| {
+            looks.push(octets.to_vec());
+            (octets.len() == 4).then_some(())
+        });
+        let writing = async {
+            for octet in [b"a", b"b", b"c", b"d", b"e"] {
+                peer.writable().await.expect("an open connection");
+                peer.try_write(octet).expect("room for an octet");
+                // The other one looks.
+                tokio::task::yield_now().await;
+            }
+        };
+        let (looked, ()) = tokio::join!(looking, writing);
+        assert_eq!(looked.expect("an open connection"), Some(()));
+        assert!(looks.is_sorted() && looks.last().is_some_and(|last| last == b"abcd"), "{looks:?}");
+        stream.skip(3).await.expect("they are there");
+        let rest = stream.peek(4, |octets| (octets.len() == 2).then(|| octets.to_vec())).await;
+        assert_eq!(rest.expect("an open connection").as_deref(), Some(b"de".as_slice()));
+    }
+
+    /// The end changes nothing of what can be seen, and nothing more will wake who waits for more.
+    #[tokio::test]
+    async fn looking_ends_with_what_there_is_to_see() {
+        for sent in [b"".as_slice(), b"ab"] {
+            let (stream, peer) = pair().await;
+            let mut seen = 0;
+            let looking = stream.peek(4, |octets| {
+                seen = octets.len();
+                None::<()>
+            });
+            let ending = async {
+                peer.writable().await.expect("an open connection");
+                if !sent.is_empty() {
+                    peer.try_write(sent).expect("room for two octets");
+                    tokio::task::yield_now().await;
+                }
+                drop(peer);
+            };
+            assert_eq!(tokio::join!(looking, ending).0.expect("an end in order"), None);
+            assert_eq!(seen, sent.len());
+        }
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use proptest::prelude::{ProptestConfig, Strategy, TestCaseError, any, prop, prop_assert, prop_oneof, proptest};
 use teal::config::{
     Access, AccessLog, Address, Balance, Color, Config, Health, HostHeader, HostPattern, Limits, LogFormat, MinHealthy,
-    Outlier, Probe, Problems, Rate, Route, Secret, StatusRange, Upstream, load, parse,
+    Outlier, Probe, Problems, ProxyProtocol, Rate, Route, Secret, StatusRange, Upstream, load, parse,
 };
 
 fn folder() -> PathBuf {
@@ -237,6 +237,7 @@ fn what_is_written_arrives_where_it_is_meant() {
 
         [[listeners]]
         listen = "unix:/run/edge.sock"
+        proxy_protocol = "require"
         trusted_proxies = ["10.1.2.3/8", "::1"]
         ready_path = "/ready"
         redirect_to_https = true
@@ -290,6 +291,7 @@ fn what_is_written_arrives_where_it_is_meant() {
     let [listener] = &config.listeners[..] else { panic!("one listener") };
     assert_eq!(listener.listen, Address::Unix("/run/edge.sock".into()));
     assert_eq!(listener.trusted_proxies.iter().map(ToString::to_string).collect::<Vec<_>>(), ["10.0.0.0/8", "::1/128"]);
+    assert_eq!(listener.proxy_protocol, ProxyProtocol::Require);
     assert_eq!((&*listener.ready_path, listener.redirect_to_https), ("/ready", true));
     let limits = Limits {
         connections: 4,

@@ -21,10 +21,10 @@ use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 use crate::config::address::{admin_listen, authority, host_pattern, listen, network, plain_path, route_path};
 use crate::config::reader::{Expected, Table, listed, nearest, quoted};
 use crate::config::services::services;
-use crate::config::units::{duration, flag, only, path, size, text, whole, word};
+use crate::config::units::{duration, flag, path, size, text, whole, word};
 use crate::config::{
-    Access, AccessLog, Address, Admin, Config, HostPattern, Limits, Listener, Log, LogFormat, Rate, Route, Secret,
-    Service,
+    Access, AccessLog, Address, Admin, Config, HostPattern, Limits, Listener, Log, LogFormat, ProxyProtocol, Rate,
+    Route, Secret, Service,
 };
 
 /// No wait is longer; much more is a mistake of units.
@@ -270,18 +270,24 @@ fn listener(table: &mut Table<'_>, base: &Limits) -> Option<Spanned<Listener>> {
     let listen = table.required("listen", "an address such as \"0.0.0.0:8080\"", listen);
     table.later("tls", "this version of teal does not do TLS yet; let the balancer in front of it end TLS");
     table.optional("http2", no_http2);
-    let proxy_protocol =
-        "this version of teal does not read the PROXY protocol yet; let the balancer send X-Forwarded-For";
-    table.optional("proxy_protocol", only("off", proxy_protocol));
+    let proxy_protocol = table.value("proxy_protocol", ProxyProtocol::Off, word(&PROXY_PROTOCOL));
     let trusted_proxies = table.list("trusted_proxies", network).into_iter().map(Spanned::into_inner).collect();
     let ready_path = table.value("ready_path", "/.well-known/teal/ready".to_owned(), plain_path);
     let redirect_to_https = table.value("redirect_to_https", false, flag);
     let limits = limits(table, base.clone());
     let listen = listen?;
-    let at = listen.span();
-    let listener = Listener { listen: listen.into_inner(), trusted_proxies, ready_path, redirect_to_https, limits };
+    let is_tcp = matches!(listen.get_ref(), Address::Tcp(_));
+    if proxy_protocol != ProxyProtocol::Off && is_tcp && table.is_empty("trusted_proxies") {
+        let message = "found without trusted_proxies, expected both: the header of nobody else is believed";
+        table.conflict("proxy_protocol", || message.to_owned());
+    }
+    let (at, listen) = (listen.span(), listen.into_inner());
+    let listener = Listener { listen, proxy_protocol, trusted_proxies, ready_path, redirect_to_https, limits };
     Some(Spanned::new(at, listener))
 }
+
+const PROXY_PROTOCOL: [(&str, ProxyProtocol); 3] =
+    [("off", ProxyProtocol::Off), ("accept", ProxyProtocol::Accept), ("require", ProxyProtocol::Require)];
 
 fn no_http2(value: &DeValue<'_>) -> Result<(), Expected> {
     match flag(value)? {

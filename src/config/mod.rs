@@ -202,12 +202,31 @@ pub enum AccessLog {
 #[derive(Clone, PartialEq, Debug)]
 pub struct Listener {
     pub listen: Address,
+    /// Whether a balancer says whose connection it passes on.
+    pub proxy_protocol: ProxyProtocol,
     /// Peers whose forwarding headers are believed.
     pub trusted_proxies: Vec<IpNet>,
     pub ready_path: String,
     pub redirect_to_https: bool,
     /// `[limits]` with this listener's own values laid over them.
     pub limits: Limits,
+}
+
+impl Listener {
+    /// Whether what `peer` says about others is believed.
+    pub fn trusts(&self, peer: IpAddr) -> bool {
+        self.trusted_proxies.iter().any(|network| network.contains(&peer))
+    }
+}
+
+/// What a listener makes of the PROXY protocol.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ProxyProtocol {
+    Off,
+    /// A trusted peer may send a header.
+    Accept,
+    /// Nobody comes in without one.
+    Require,
 }
 
 /// Limits of one listener.

@@ -16,7 +16,7 @@ use crate::roster::Interrupt;
 use crate::stream::tunnel::Tunnel;
 
 /// How long a proxy that stops waits for the first request of a connection that it has let in.
-const FIRST_WORDS: Duration = Duration::from_secs(1);
+pub const FIRST_WORDS: Duration = Duration::from_secs(1);
 /// How long a close waits for a client to stop sending.
 const LINGER: Duration = Duration::from_secs(2);
 /// Octets that it takes from the client meanwhile: what a fast connection may have under way, several times.

@@ -56,7 +56,7 @@ pub(crate) struct Origin<'a> {
 
 /// Whether the forwarding headers of `peer` are believed.
 pub(crate) fn is_trusted(listener: &Listener, peer: Option<IpAddr>) -> bool {
-    peer.is_some_and(|peer| listener.trusted_proxies.iter().any(|net| net.contains(&peer)))
+    peer.is_some_and(|peer| listener.trusts(peer))
 }
 
 /// The address of the client: the right-most one that is not a trusted proxy's.

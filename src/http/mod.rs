@@ -30,7 +30,7 @@ use crate::quota::RateLimit;
 use crate::roster::{Roster, Seat};
 use crate::state::State;
 
-pub use connection::serve;
+pub use connection::{FIRST_WORDS, serve};
 pub use overload::{Overload, Watch as OverloadWatch};
 
 /// What the requests of one worker share.
