@@ -29,6 +29,8 @@ pub enum Failure {
     Overload,
     #[error("not admitted to this route")]
     Forbidden,
+    #[error("another certificate is for this host")]
+    Misdirected,
     #[error("client has gone")]
     ClientGone(#[source] Option<io::Error>),
     #[error("client does not take the answer")]
@@ -81,6 +83,7 @@ impl Failure {
             | Failure::NoRoute
             | Failure::TooMany(_)
             | Failure::Overload
+            | Failure::Misdirected
             | Failure::Forbidden => Side::Client,
             Failure::Connect(_)
             | Failure::ConnectTimeout

@@ -24,6 +24,7 @@ pub mod router;
 pub mod service;
 pub mod state;
 pub mod stream;
+pub mod tls;
 pub mod upstream;
 
 pub mod admin;

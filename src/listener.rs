@@ -25,11 +25,12 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::config::{Address, Listener};
 use crate::http::Worker;
-use crate::listener::arrival::{Arrival, Permit, welcome};
+use crate::listener::arrival::{Arrival, Permit};
 use crate::metrics::ListenerStats;
 use crate::net::Stream;
 use crate::occupant;
 use crate::quota::RateLimit;
+use crate::tls::{Terminator, TlsError};
 
 const BACKLOG: i32 = 4096;
 /// Pause after an accept that failed for want of something.
@@ -42,6 +43,8 @@ pub enum BindError {
     InUse { address: Address, owner: Option<String> },
     #[error("cannot listen on {address}: {reason}")]
     Io { address: Address, reason: io::Error },
+    #[error("cannot speak TLS on {address}: {reason}")]
+    Tls { address: Address, reason: TlsError },
 }
 
 /// One listener and what all workers share of it.
@@ -54,6 +57,8 @@ pub struct Listening {
     /// As of the last reload; a connection keeps those it began with.
     pub settings: ArcSwap<Listener>,
     rate: ArcSwapOption<RateLimit>,
+    /// `None`: plain text.
+    terminator: ArcSwapOption<Terminator>,
     pub stats: Arc<ListenerStats>,
     limit: Arc<Limit>,
     by_ip: Mutex<HashMap<IpAddr, usize>>,
@@ -140,6 +145,8 @@ impl Listening {
         process_limit: Arc<Limit>,
         workers: usize,
     ) -> Result<(Listening, Vec<WorkerSocket>), BindError> {
+        let terminator = terminator(&settings, None)
+            .map_err(|reason| BindError::Tls { address: settings.listen.clone(), reason })?;
         let (address, sockets) =
             bind_sockets(&settings.listen, workers).map_err(|reason| why(&settings.listen, reason))?;
         let listening = Listening {
@@ -148,6 +155,7 @@ impl Listening {
             address,
             limit: Arc::new(Limit::new(settings.limits.connections)),
             rate: ArcSwapOption::new(rate_limit(&settings, None)),
+            terminator: ArcSwapOption::new(terminator),
             settings: ArcSwap::new(settings),
             by_ip: Mutex::default(),
             process_limit,
@@ -170,6 +178,12 @@ impl Listening {
     pub fn update(&self, settings: Arc<Listener>) {
         self.limit.resize(settings.limits.connections);
         self.rate.store(rate_limit(&settings, self.rate.load_full()));
+        if self.settings.load().tls != settings.tls || self.settings.load().http2 != settings.http2 {
+            match terminator(&settings, self.terminator.load().as_deref()) {
+                Ok(terminator) => self.terminator.store(terminator),
+                Err(error) => tracing::error!(address = %self.address, %error, "the old certificates stay in use"),
+            }
+        }
         self.settings.store(settings);
     }
 
@@ -301,7 +315,7 @@ async fn admit(listening: &Arc<Listening>, accepted: Accepted, worker: &Arc<Work
         // It was not seated yet when the others were asked to leave.
         seat.leave();
     }
-    tokio::spawn(welcome(Arrival {
+    arrival::begin(Arrival {
         stream: accepted.stream,
         client: accepted.peer.map(|peer| peer.ip().to_canonical()),
         port: listening.port(),
@@ -309,7 +323,13 @@ async fn admit(listening: &Arc<Listening>, accepted: Accepted, worker: &Arc<Work
         worker: worker.clone(),
         settings,
         permit: Permit::new(listening, own, process),
-    }));
+    });
+}
+
+/// What ends TLS as the settings ask for it; `before` is what did so until now.
+fn terminator(settings: &Listener, before: Option<&Terminator>) -> Result<Option<Arc<Terminator>>, TlsError> {
+    let Some(tls) = &settings.tls else { return Ok(None) };
+    Terminator::new(tls, settings.http2, before).map(|terminator| Some(Arc::new(terminator)))
 }
 
 /// The limit that the settings ask for; one that has not changed goes on counting where it was.

@@ -116,7 +116,36 @@ impl ColorShard {
 pub struct ListenerStats {
     /// Open now.
     pub connections: AtomicI64,
+    handshakes: [AtomicU64; Handshake::ALL.len()],
     rejected: [AtomicU64; Rejection::ALL.len()],
+}
+
+/// How a TLS handshake ended, as `teal_tls_handshakes_total` labels it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Handshake {
+    Full,
+    /// The client came back with a ticket.
+    Resumed,
+    /// It was none, or the two could not agree.
+    Failed,
+    Timeout,
+    /// There were too many, or the listener closed.
+    Dropped,
+}
+
+impl Handshake {
+    pub const ALL: [Handshake; 5] =
+        [Handshake::Full, Handshake::Resumed, Handshake::Failed, Handshake::Timeout, Handshake::Dropped];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Handshake::Full => "full",
+            Handshake::Resumed => "resumed",
+            Handshake::Failed => "failed",
+            Handshake::Timeout => "timeout",
+            Handshake::Dropped => "dropped",
+        }
+    }
 }
 
 /// Why a listener or the proxy itself turned something away, as `teal_rejected_total` labels it.
@@ -165,6 +194,14 @@ impl Rejection {
 }
 
 impl ListenerStats {
+    pub fn handshake(&self, outcome: Handshake) {
+        self.handshakes[outcome as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub fn handshakes(&self, outcome: Handshake) -> u64 {
+        self.handshakes[outcome as usize].load(Ordering::Relaxed)
+    }
+
     pub fn reject(&self, why: Rejection) {
         self.rejected[why as usize].fetch_add(1, Ordering::Relaxed);
     }

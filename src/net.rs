@@ -1,18 +1,19 @@
-//! A byte stream to a client or an origin: TCP or a unix socket, behind one type.
+//! A byte stream to a client or an origin: TCP or a unix socket, in plain text or inside TLS, behind one type.
 
 mod pipe;
 
 use std::cell::RefCell;
 use std::future::poll_fn;
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use rustix::net::RecvFlags;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
 use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::TlsStream;
 
 pub use pipe::Pipe;
 
@@ -28,11 +29,43 @@ pub fn with_scratch<T>(use_it: impl FnOnce(&mut [u8]) -> T) -> T {
     SPACE.with_borrow_mut(|space| use_it(space))
 }
 
-/// A connected socket.
+/// A connected socket, or TLS over one.
 #[derive(Debug)]
 pub enum Stream {
     Tcp(TcpStream),
     Unix(UnixStream),
+    Tls(Box<TlsStream<Stream>>),
+    /// One of many on a connection that somebody else drives.
+    Multiplexed(Box<dyn Multiplexed>),
+}
+
+/// A byte stream that shares its connection with others. It is ended by [`Multiplexed::poll_shutdown`], and broken off by
+/// being dropped.
+pub trait Multiplexed: Send + Sync + std::fmt::Debug {
+    /// As [`Stream::poll_read`].
+    fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>>;
+    /// As [`Stream::poll_write`].
+    fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>>;
+    /// As [`Stream::poll_shutdown`].
+    fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+}
+
+/// What is left of a stream that was handed to somebody else.
+#[derive(Debug)]
+struct Gone;
+
+impl Multiplexed for Gone {
+    fn poll_read(&mut self, _: &mut Context<'_>, _: &mut [u8]) -> Poll<io::Result<usize>> {
+        Poll::Ready(Ok(0))
+    }
+
+    fn poll_write(&mut self, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
+        Poll::Ready(Err(io::ErrorKind::NotConnected.into()))
+    }
+
+    fn poll_shutdown(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
 }
 
 /// Which way bytes go through a socket.
@@ -43,6 +76,24 @@ pub enum Direction {
 }
 
 impl Stream {
+    /// Whether what is read and written is what is on the wire.
+    pub fn is_plain(&self) -> bool {
+        matches!(self, Stream::Tcp(_) | Stream::Unix(_))
+    }
+
+    /// Hands the stream over; what stays has ended.
+    pub fn take(&mut self) -> Stream {
+        std::mem::replace(self, Stream::Multiplexed(Box::new(Gone)))
+    }
+
+    /// The socket at the bottom.
+    fn socket(&self) -> &Stream {
+        match self {
+            Stream::Tls(stream) => stream.get_ref().0.socket(),
+            socket => socket,
+        }
+    }
+
     /// Runs `call` on the socket until it does not say that it would block.
     pub fn poll_with(
         &self,
@@ -51,7 +102,7 @@ impl Stream {
         mut call: impl FnMut(BorrowedFd<'_>) -> io::Result<usize>,
     ) -> Poll<io::Result<usize>> {
         loop {
-            let result = match (self, direction) {
+            let result = match (self.socket(), direction) {
                 (Stream::Tcp(stream), Direction::Read) => {
                     ready!(stream.poll_read_ready(cx))?;
                     stream.try_io(Interest::READABLE, || call(stream.as_fd()))
@@ -68,6 +119,9 @@ impl Stream {
                     ready!(stream.poll_write_ready(cx))?;
                     stream.try_io(Interest::WRITABLE, || call(stream.as_fd()))
                 }
+                (Stream::Tls(_) | Stream::Multiplexed(_), _) => {
+                    return Poll::Ready(Err(io::ErrorKind::Unsupported.into()));
+                }
             };
             match result {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -78,19 +132,44 @@ impl Stream {
 
     /// Reads into `buffer`, which must not be empty; 0 is the end of the stream.
     pub fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        if let Stream::Multiplexed(stream) = self {
+            return stream.poll_read(cx, buffer);
+        }
         let mut buffer = ReadBuf::new(buffer);
         let result = match self {
             Stream::Tcp(stream) => Pin::new(stream).poll_read(cx, &mut buffer),
             Stream::Unix(stream) => Pin::new(stream).poll_read(cx, &mut buffer),
+            Stream::Tls(stream) => Pin::new(&mut **stream).poll_read(cx, &mut buffer),
+            Stream::Multiplexed(_) => return Poll::Pending,
         };
-        ready!(result)?;
-        Poll::Ready(Ok(buffer.filled().len()))
+        match (ready!(result), &self) {
+            (Ok(()), _) => Poll::Ready(Ok(buffer.filled().len())),
+            // Many clients just hang up. What they had to say is delimited in other ways; an origin's answer may not be.
+            (Err(error), Stream::Tls(stream))
+                if error.kind() == io::ErrorKind::UnexpectedEof && matches!(**stream, TlsStream::Server(_)) =>
+            {
+                Poll::Ready(Ok(0))
+            }
+            (Err(error), _) => Poll::Ready(Err(error)),
+        }
     }
 
+    /// Writes some of `bytes`. Inside TLS they may still wait in memory then: nothing is sent for sure before
+    /// [`Stream::poll_flush`] says so.
     pub fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match self {
             Stream::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
             Stream::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Stream::Tls(stream) => Pin::new(&mut **stream).poll_write(cx, bytes),
+            Stream::Multiplexed(stream) => stream.poll_write(cx, bytes),
+        }
+    }
+
+    /// Ready when everything written is with the system.
+    pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Stream::Tls(stream) => Pin::new(&mut **stream).poll_flush(cx),
+            Stream::Tcp(_) | Stream::Unix(_) | Stream::Multiplexed(_) => Poll::Ready(Ok(())),
         }
     }
 
@@ -99,23 +178,32 @@ impl Stream {
         match self {
             Stream::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
             Stream::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Tls(stream) => Pin::new(&mut **stream).poll_shutdown(cx),
+            Stream::Multiplexed(stream) => stream.poll_shutdown(cx),
         }
     }
 
-    /// Resolves when there is something to read, or the end.
-    pub fn poll_read_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self {
-            Stream::Tcp(stream) => stream.poll_read_ready(cx),
-            Stream::Unix(stream) => stream.poll_read_ready(cx),
+    /// Says that this is the end, where the close that follows does not say so itself. Waits for nobody.
+    pub fn hang_up(&mut self) {
+        if let Stream::Tls(_) = self {
+            let _ = self.poll_shutdown(&mut Context::from_waker(Waker::noop()));
         }
+    }
+
+    /// Whether something that was written has not been sent, because the other side does not take it.
+    pub fn has_unsent(&self) -> bool {
+        matches!(self, Stream::Tls(stream) if stream.get_ref().1.wants_write())
     }
 
     /// Whether nothing has come in: neither bytes nor the end. An idle connection to be used again must be quiet.
-    pub fn is_quiet(&self) -> bool {
+    pub fn is_quiet(&mut self) -> bool {
         let mut probe = [0];
         let result = match self {
             Stream::Tcp(stream) => stream.try_read(&mut probe),
             Stream::Unix(stream) => stream.try_read(&mut probe),
+            // What has come in may be for TLS alone, such as a ticket.
+            Stream::Tls(_) => return self.poll_read(&mut Context::from_waker(Waker::noop()), &mut probe).is_pending(),
+            Stream::Multiplexed(_) => return false,
         };
         matches!(result, Err(e) if e.kind() == io::ErrorKind::WouldBlock)
     }
@@ -127,6 +215,12 @@ impl Stream {
         let result = match self {
             Stream::Tcp(stream) => rustix::net::recv(stream, &mut probe, flags),
             Stream::Unix(stream) => rustix::net::recv(stream, &mut probe, flags),
+            Stream::Tls(stream) => {
+                let (below, session) = stream.get_ref();
+                // With plaintext at hand it wants no more.
+                return !session.wants_read() || below.has_input();
+            }
+            Stream::Multiplexed(_) => return false,
         };
         !matches!(result, Err(rustix::io::Errno::WOULDBLOCK))
     }
@@ -181,24 +275,76 @@ impl Stream {
     }
 
     async fn readable(&self) -> io::Result<Ready> {
-        match self {
+        match self.socket() {
             Stream::Tcp(stream) => stream.ready(Interest::READABLE).await,
             Stream::Unix(stream) => stream.ready(Interest::READABLE).await,
+            Stream::Tls(_) | Stream::Multiplexed(_) => Err(io::ErrorKind::Unsupported.into()),
         }
     }
 
     fn try_read_with<T>(&self, call: impl FnOnce(BorrowedFd<'_>) -> io::Result<T>) -> io::Result<T> {
-        match self {
+        match self.socket() {
             Stream::Tcp(stream) => stream.try_io(Interest::READABLE, || call(stream.as_fd())),
             Stream::Unix(stream) => stream.try_io(Interest::READABLE, || call(stream.as_fd())),
+            Stream::Tls(_) | Stream::Multiplexed(_) => Err(io::ErrorKind::Unsupported.into()),
         }
     }
 
     /// Makes the coming close a reset, so that a body that only the close would end is seen to be broken.
     pub fn abort_on_close(&self) {
-        if let Stream::Tcp(stream) = self {
+        if let Stream::Tcp(stream) = self.socket() {
             let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
         }
+    }
+}
+
+/// What TLS stands on.
+impl AsyncRead for Stream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Stream::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Stream::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Stream::Tls(stream) => Pin::new(&mut **stream).poll_read(cx, buffer),
+            Stream::Multiplexed(stream) => {
+                let count = ready!(stream.poll_read(cx, buffer.initialize_unfilled()))?;
+                buffer.advance(count);
+                Poll::Ready(Ok(()))
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Stream::poll_write(self.get_mut(), cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Stream::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, pieces),
+            Stream::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, pieces),
+            Stream::Tls(stream) => Pin::new(&mut **stream).poll_write_vectored(cx, pieces),
+            Stream::Multiplexed(stream) => {
+                let first = pieces.iter().find(|piece| !piece.is_empty());
+                first.map_or(Poll::Ready(Ok(0)), |piece| stream.poll_write(cx, piece))
+            }
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Stream::poll_flush(self.get_mut(), cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Stream::poll_shutdown(self.get_mut(), cx)
     }
 }
 

@@ -244,6 +244,15 @@ impl Seat {
         .await;
     }
 
+    /// One more seat for the same connection, which has several conversations.
+    pub fn beside(&self) -> Seat {
+        let seat = self.roster.sit(self.inner.listener);
+        if self.is_leaving() {
+            seat.leave();
+        }
+        seat
+    }
+
     /// From now on the connection works for `generation`.
     pub fn work_for(&self, generation: u64) {
         self.inner.kind.store(0, Ordering::Relaxed);

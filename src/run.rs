@@ -31,6 +31,7 @@ use crate::run::stop::{Answering, stop_when_told};
 use crate::run::vital::{Vital, with};
 use crate::state::{Aim, Refusal, State, SwitchRequest, Trigger, Wanted};
 use crate::store::{Store, StoreError};
+use crate::tls::Handshakes;
 
 /// How often the idle connections to origins are looked through.
 const SWEEP: Duration = Duration::from_secs(5);
@@ -204,7 +205,9 @@ fn start(config: Config, source: Option<(PathBuf, Watch)>) -> Result<Proxy, Star
     let mut workers = Vec::new();
     for (id, roster) in rosters.iter().enumerate() {
         let overload = Overload::default();
-        let worker = Worker { id, state: state.clone(), roster: roster.clone(), access: access.clone(), overload };
+        let handshakes = Handshakes::default();
+        let (state, roster, access) = (state.clone(), roster.clone(), access.clone());
+        let worker = Worker { id, state, roster, access, overload, handshakes };
         let (orders, inbox) = mpsc::unbounded_channel();
         threads.push(start_worker(Arc::new(worker), inbox, vital(&format!("worker {id}")))?);
         workers.push(orders);

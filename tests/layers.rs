@@ -19,6 +19,7 @@ const ROWS: &[&[&str]] = &[
     &["router", "drain", "store"],
     &["service"],
     &["upstream"],
+    &["tls"],
     &["roster", "net", "occupant", "quota"],
     // The ground knows nothing of the others.
     &["access", "metrics"],

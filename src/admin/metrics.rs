@@ -18,7 +18,7 @@ use crate::admin::app::{App, blocking};
 use crate::admin::problem::Problem;
 use crate::admin::view::{Seen, see};
 use crate::config::Color;
-use crate::metrics::{Class, ColorShard, ControlStats, LATENCY_BOUNDS_US, ListenerStats, Rejection};
+use crate::metrics::{Class, ColorShard, ControlStats, Handshake, LATENCY_BOUNDS_US, ListenerStats, Rejection};
 use crate::service::Kind;
 use crate::state::State;
 use crate::upstream::Endpoint;
@@ -174,6 +174,17 @@ fn of_listeners(listeners: &[(String, Arc<ListenerStats>)]) -> Vec<MetricFamily>
                     counter(&[("listener", &**address), ("reason", why.as_str())], stats.rejected(why))
                 };
                 Rejection::ALL.map(row)
+            }),
+        ),
+        counters(
+            "teal_tls_handshakes_total",
+            "TLS handshakes that clients began, by how they ended.",
+            listeners.iter().flat_map(|(address, stats)| {
+                let row = |outcome: Handshake| {
+                    let labels = [("listener", &**address), ("outcome", outcome.as_str())];
+                    counter(&labels, stats.handshakes(outcome))
+                };
+                Handshake::ALL.map(row)
             }),
         ),
     ]

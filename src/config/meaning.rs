@@ -21,6 +21,7 @@ use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 use crate::config::address::{admin_listen, authority, host_pattern, listen, network, plain_path, route_path};
 use crate::config::reader::{Expected, Table, listed, nearest, quoted};
 use crate::config::services::services;
+use crate::config::tls::tls;
 use crate::config::units::{duration, flag, path, size, text, whole, word};
 use crate::config::{
     Access, AccessLog, Address, Admin, Config, HostPattern, Limits, Listener, Log, LogFormat, ProxyProtocol, Rate,
@@ -268,8 +269,8 @@ fn overlap(one: &Address, other: &Address) -> bool {
 /// The listener, at the place of its address.
 fn listener(table: &mut Table<'_>, base: &Limits) -> Option<Spanned<Listener>> {
     let listen = table.required("listen", "an address such as \"0.0.0.0:8080\"", listen);
-    table.later("tls", "this version of teal does not do TLS yet; let the balancer in front of it end TLS");
-    table.optional("http2", no_http2);
+    let tls = table.has("tls").then(|| table.table("tls", tls));
+    let http2 = table.value("http2", true, flag);
     let proxy_protocol = table.value("proxy_protocol", ProxyProtocol::Off, word(&PROXY_PROTOCOL));
     let trusted_proxies = table.list("trusted_proxies", network).into_iter().map(Spanned::into_inner).collect();
     let ready_path = table.value("ready_path", "/.well-known/teal/ready".to_owned(), plain_path);
@@ -282,19 +283,14 @@ fn listener(table: &mut Table<'_>, base: &Limits) -> Option<Spanned<Listener>> {
         table.conflict("proxy_protocol", || message.to_owned());
     }
     let (at, listen) = (listen.span(), listen.into_inner());
-    let listener = Listener { listen, proxy_protocol, trusted_proxies, ready_path, redirect_to_https, limits };
+    let tls = tls.flatten().map(Arc::new);
+    let listener =
+        Listener { listen, tls, http2, proxy_protocol, trusted_proxies, ready_path, redirect_to_https, limits };
     Some(Spanned::new(at, listener))
 }
 
 const PROXY_PROTOCOL: [(&str, ProxyProtocol); 3] =
     [("off", ProxyProtocol::Off), ("accept", ProxyProtocol::Accept), ("require", ProxyProtocol::Require)];
-
-fn no_http2(value: &DeValue<'_>) -> Result<(), Expected> {
-    match flag(value)? {
-        false => Ok(()),
-        true => Err("false: this version of teal does not speak HTTP/2 yet; clients fall back to HTTP/1.1".into()),
-    }
-}
 
 type Services = BTreeMap<Arc<str>, Arc<Service>>;
 

@@ -12,6 +12,7 @@ pub mod problem;
 mod reader;
 mod release;
 mod services;
+mod tls;
 mod units;
 pub mod watch;
 
@@ -31,6 +32,7 @@ use utoipa::ToSchema;
 pub use file::{load, parse};
 pub use problem::{Problem, Problems};
 pub use reader::Expected;
+pub use tls::{Certificate, CertificateFacts, ClientAuth, Tls, TlsVersion};
 pub use units::{parse_duration, parse_size};
 
 /// One of the two colors of a service.
@@ -202,6 +204,9 @@ pub enum AccessLog {
 #[derive(Clone, PartialEq, Debug)]
 pub struct Listener {
     pub listen: Address,
+    /// `None`: plain text.
+    pub tls: Option<Arc<Tls>>,
+    pub http2: bool,
     /// Whether a balancer says whose connection it passes on.
     pub proxy_protocol: ProxyProtocol,
     /// Peers whose forwarding headers are believed.

@@ -190,7 +190,7 @@ impl Pump {
                 Err(error) => return Poll::Ready(Err(PumpError::Receiver(error))),
             }
         }
-        Poll::Ready(Ok(()))
+        to.poll_flush(cx).map_err(PumpError::Receiver)
     }
 
     /// Moves a large body of announced length, from where nothing of it is kept here, to its end. Does nothing else: a
@@ -203,7 +203,8 @@ impl Pump {
         to: &Stream,
         progress: &mut bool,
     ) -> Poll<Result<(), PumpError>> {
-        if self.pipe.is_none() && matches!(self.decoder, Decoder::Length(LARGE..)) && buffered.is_empty() {
+        let is_large = matches!(self.decoder, Decoder::Length(LARGE..));
+        if self.pipe.is_none() && is_large && buffered.is_empty() && from.is_plain() && to.is_plain() {
             self.pipe = Pipe::take();
         }
         let Some(pipe) = &mut self.pipe else { return Poll::Ready(Ok(())) };

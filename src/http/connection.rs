@@ -10,6 +10,7 @@ use crate::http::Client;
 use crate::http::forward::{Begun, Next, Place, begin, forward, refuse};
 use crate::http::head::{MAX_REQUEST_LINE, may_end, parse_request};
 use crate::http::headers::{Origin, is_trusted, new_request_id};
+use crate::http::http2::{self, serve_http2};
 use crate::http::reply::{Reply, Wish};
 use crate::net::with_scratch;
 use crate::roster::Interrupt;
@@ -30,6 +31,10 @@ pub async fn serve(mut client: Client) {
     let mut is_first = true;
     loop {
         let next = match next_head(&mut client, is_first).await {
+            Some(Begun::Http2) => {
+                tokio::spawn(serve_http2(client));
+                return;
+            }
             Some(Begun::Forward(request)) => forward(&mut client, request).await,
             Some(Begun::Reply(reply, wish)) => answer(&mut client, &reply, &wish).await,
             None => Next::Close,
@@ -37,7 +42,7 @@ pub async fn serve(mut client: Client) {
         is_first = false;
         match next {
             Next::Request => {}
-            Next::Close => return,
+            Next::Close => return client.stream.hang_up(),
             Next::CloseGently => return linger(&mut client).await,
             Next::Abort => return client.stream.abort_on_close(),
             Next::Tunnel(tunnel) => {
@@ -69,7 +74,7 @@ async fn next_head(client: &mut Client, is_first: bool) -> Option<Begun> {
     let mut may_leave = true;
     loop {
         if !client.buffer.is_empty() && is_worth_parsing(client.buffer.filled(), scanned, limits.request_head) {
-            match parse(client) {
+            match parse(client, is_first) {
                 Ok(Some(begun)) => return Some(begun),
                 Ok(None) => {}
                 Err(failure) => return Some(refuse(&failure, None, &place(client), last_wish())),
@@ -104,7 +109,14 @@ fn is_worth_parsing(bytes: &[u8], scanned: usize, max: usize) -> bool {
 }
 
 /// Parses what is there and decides about it.
-fn parse(client: &mut Client) -> Result<Option<Begun>, Failure> {
+fn parse(client: &mut Client, is_first: bool) -> Result<Option<Begun>, Failure> {
+    if is_first && client.may_begin_http2() {
+        match http2::begins(client.buffer.filled()) {
+            Some(true) => return Ok(Some(Begun::Http2)),
+            None => return Ok(None),
+            Some(false) => {}
+        }
+    }
     let place = place(client);
     let limits = &client.listener.limits;
     let parsed = parse_request(client.buffer.filled(), limits, |head, length| (begin(head, &place), length))?;
@@ -119,7 +131,7 @@ fn place(client: &Client) -> Place<'_> {
         peer: client.peer,
         is_trusted: is_trusted(&client.listener, client.peer),
         port: client.port,
-        proto: "http",
+        proto: if client.session.is_some() { "https" } else { "http" },
     };
     Place {
         worker: &client.worker,
@@ -128,6 +140,7 @@ fn place(client: &Client) -> Place<'_> {
         seat: &client.seat,
         origin,
         rate: client.rate.as_deref(),
+        session: client.session.as_ref(),
     }
 }
 
@@ -171,7 +184,7 @@ pub(super) async fn send(client: &mut Client, bytes: Vec<u8>) -> bool {
                 _ => return Poll::Ready(false),
             }
         }
-        Poll::Ready(true)
+        stream.poll_flush(cx).map(|flushed| flushed.is_ok())
     });
     seat.guard(sending).await.unwrap_or(false)
 }

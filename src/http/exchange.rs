@@ -189,6 +189,7 @@ impl<'a> Exchange<'a> {
             let sent = ready!(self.client.stream.poll_write(cx, &self.interim[self.interim_sent..]));
             self.interim_sent += sent.map_err(|error| Failure::ClientGone(Some(error)))?;
         }
+        ready!(self.client.stream.poll_flush(cx)).map_err(|error| Failure::ClientGone(Some(error)))?;
         (self.interim, self.interim_sent) = (Vec::new(), 0);
         Poll::Ready(Ok(()))
     }
@@ -291,7 +292,7 @@ impl<'a> Exchange<'a> {
     /// A stream lasts as long as both ends want. While the origin does not take the rest of the request, though, nobody
     /// reads what the client says, and so nobody would notice that it has gone.
     fn limit_stream(&self) {
-        if !self.upload_is_over && self.upload.is_waiting_for_receiver() {
+        if !self.upload_is_over && self.origin_is_behind() {
             self.client.seat.within(self.body_timeout());
         } else {
             self.client.seat.without_limit();
@@ -356,17 +357,23 @@ impl<'a> Exchange<'a> {
         if interrupt != Interrupt::Timeout {
             return Failure::Cut;
         }
-        let takes_nothing = match &self.download {
+        let waits_for_client = match &self.download {
             Some(download) => download.is_waiting_for_receiver(),
             None => self.interim_sent < self.interim.len(),
         };
-        let owes_body = !self.upload_is_over && !self.upload.is_waiting_for_receiver() && !self.awaits_continue();
+        let takes_nothing = waits_for_client || self.client.stream.has_unsent();
+        let owes_body = !self.upload_is_over && !self.origin_is_behind() && !self.awaits_continue();
         match &self.download {
             _ if takes_nothing => Failure::ClientStalled,
             _ if owes_body => Failure::BodyTimeout,
             Some(_) => Failure::AnswerStalled,
             None => Failure::AnswerTimeout,
         }
+    }
+
+    /// Whether the origin does not take what there is of the request.
+    fn origin_is_behind(&self) -> bool {
+        self.upload.is_waiting_for_receiver() || self.origin.has_unsent()
     }
 
     /// Whether the client holds its body back until the origin asks for it.

@@ -27,6 +27,7 @@ use crate::router::Rules;
 use crate::service::{Kind, Passage};
 use crate::stream::tunnel::Tunnel;
 use crate::stream::websocket;
+use crate::tls::Session;
 use crate::upstream::{Endpoint, Lease, hash_key};
 
 const EVENT_STREAM: &[u8] = b"text/event-stream";
@@ -70,6 +71,8 @@ pub(crate) enum Begun {
     Forward(Box<Request>),
     /// An answer made here; the connection goes on if the wish does not close it.
     Reply(Reply, Wish),
+    /// It is no request: the connection goes on in HTTP/2.
+    Http2,
 }
 
 /// What becomes of the client's connection after a request.
@@ -92,6 +95,7 @@ pub(crate) struct Place<'a> {
     pub(crate) origin: Origin<'a>,
     /// Of the listener.
     pub(crate) rate: Option<&'a RateLimit>,
+    pub(crate) session: Option<&'a Session>,
 }
 
 /// Decides what to do with a request: finds its service and enters the generation, all in one look at the snapshot.
@@ -212,6 +216,9 @@ fn check(head: &RequestHead<'_>, place: &Place<'_>) -> Result<(), Failure> {
         && length > limit
     {
         return Err(Failure::BodyTooLarge);
+    }
+    if place.session.is_some_and(|session| session.is_misdirected(head.host_name())) {
+        return Err(Failure::Misdirected);
     }
     if head.websocket_key.is_some_and(|key| !websocket::is_key(key)) {
         return Err(Failure::BadRequest("invalid sec-websocket-key"));

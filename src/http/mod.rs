@@ -15,6 +15,7 @@ mod exchange;
 mod forward;
 mod head;
 mod headers;
+mod http2;
 mod log;
 mod overload;
 mod reply;
@@ -29,8 +30,10 @@ use crate::net::Stream;
 use crate::quota::RateLimit;
 use crate::roster::{Roster, Seat};
 use crate::state::State;
+use crate::tls::{Handshakes, Session};
 
 pub use connection::{FIRST_WORDS, serve};
+pub use http2::serve_http2;
 pub use overload::{Overload, Watch as OverloadWatch};
 
 /// What the requests of one worker share.
@@ -42,6 +45,7 @@ pub struct Worker {
     pub roster: Arc<Roster>,
     pub access: Option<Arc<AccessLog>>,
     pub overload: Overload,
+    pub handshakes: Handshakes,
 }
 
 /// A client's connection and what was read of it.
@@ -54,6 +58,8 @@ pub struct Client {
     listener: Arc<config::Listener>,
     stats: Arc<ListenerStats>,
     rate: Option<Arc<RateLimit>>,
+    /// `None`: plain text.
+    session: Option<Session>,
     /// `None` on a unix socket.
     peer: Option<IpAddr>,
     /// Where it came in; `None` on a unix socket.
@@ -75,9 +81,33 @@ impl Client {
         listener: Arc<config::Listener>,
         stats: Arc<ListenerStats>,
         rate: Option<Arc<RateLimit>>,
+        session: Option<Session>,
         permit: Box<dyn Send + Sync + std::fmt::Debug>,
     ) -> Client {
         let buffer = buffer::Buffer::default();
-        Client { stream, buffer, seat, worker, listener, stats, rate, peer, port, _permit: permit }
+        Client { stream, buffer, seat, worker, listener, stats, rate, session, peer, port, _permit: permit }
+    }
+
+    /// Whether the first octets may say that it goes on in HTTP/2: inside TLS that was settled before.
+    fn may_begin_http2(&self) -> bool {
+        self.listener.http2 && self.session.is_none() && self.stream.is_plain()
+    }
+
+    /// Another conversation on the same connection.
+    fn beside(&self, stream: Stream, permit: Box<dyn Send + Sync + std::fmt::Debug>) -> Client {
+        let Client { worker, listener, stats, rate, session, peer, port, .. } = self;
+        Client {
+            stream,
+            buffer: buffer::Buffer::default(),
+            seat: self.seat.beside(),
+            worker: worker.clone(),
+            listener: listener.clone(),
+            stats: stats.clone(),
+            rate: rate.clone(),
+            session: session.clone(),
+            peer: *peer,
+            port: *port,
+            _permit: permit,
+        }
     }
 }

@@ -67,6 +67,7 @@ impl Reply {
                 reply.fields.push(("Retry-After", seconds.to_string().into_bytes()));
                 reply
             }
+            Failure::Misdirected => Reply::new(421, "this connection's certificate is not for this host"),
             Failure::Forbidden => Reply::new(403, "not open to this address"),
             Failure::NoRoute => Reply::new(404, "no service for this host and path"),
             Failure::Connect(_) | Failure::Broken(_) => Reply::new(502, "the service cannot be reached"),

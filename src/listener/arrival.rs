@@ -1,18 +1,25 @@
-//! A connection from the accept to its first request: whose it is, whether there is a place for it, then HTTP.
+//! A connection from the accept to its first request: whose it is, whether there is a place for it, TLS, then HTTP.
 
 use std::collections::hash_map::Entry;
+use std::future::{Future, poll_fn};
+use std::io;
 use std::net::IpAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::Poll;
 
 use crate::config::{Listener, ProxyProtocol};
-use crate::http::{Client, FIRST_WORDS, Worker, serve};
+use crate::http::{Client, FIRST_WORDS, Worker, serve, serve_http2};
 use crate::listener::proxy_header::{self, Opening, Passed};
 use crate::listener::{Listening, Place};
-use crate::metrics::Rejection;
-use crate::net::Stream;
+use crate::metrics::{Handshake, Rejection};
+use crate::net::{Stream, with_scratch};
 use crate::roster::{Interrupt, Seat};
+use crate::tls::{self, Session, Terminator};
+
+const PLAIN_ON_TLS: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\n\
+    Content-Length: 50\r\nConnection: close\r\n\r\n400 plain HTTP on a TLS port: begin with https://\n";
 
 /// A connection of which nothing has been read yet.
 #[derive(Debug)]
@@ -37,32 +44,42 @@ enum Unwelcome {
     Gone,
 }
 
-/// What comes before HTTP; then HTTP in a task of its own, which is as small as an idle connection should be.
-pub(super) async fn welcome(arrival: Arrival) {
-    if let Some(client) = introduce(arrival).await {
-        tokio::spawn(serve(client));
+/// Begins to serve a connection. What comes before HTTP, if anything does, has a task of its own: that of HTTP is as small as
+/// an idle connection should be.
+pub(super) fn begin(mut arrival: Arrival) {
+    let is_plain = arrival.settings.tls.is_none() && arrival.settings.proxy_protocol == ProxyProtocol::Off;
+    if !is_plain {
+        tokio::spawn(introduce(arrival));
+        return;
+    }
+    match arrival.find_place() {
+        Ok(()) => drop(tokio::spawn(serve(arrival.into_client(None)))),
+        Err(unwelcome) => arrival.turn_away(&unwelcome),
     }
 }
 
-/// What comes before HTTP, step by step; `None` when one of them was the last.
-async fn introduce(mut arrival: Arrival) -> Option<Client> {
+/// What comes before HTTP, step by step.
+async fn introduce(mut arrival: Arrival) {
     arrival.seat.take().await;
-    let introduced = match arrival.learn_client().await {
-        Ok(()) => arrival.find_place(),
-        unwelcome => unwelcome,
+    let introduced = async {
+        arrival.learn_client().await?;
+        arrival.find_place()?;
+        arrival.secure().await
     };
-    match introduced {
-        Ok(()) => Some(arrival.into_client()),
-        Err(Unwelcome::Refused(rejection, why)) => {
-            arrival.permit.listening.stats.reject(rejection);
-            tracing::debug!(listener = %arrival.settings.listen, client = ?arrival.client, why, "connection refused");
-            None
-        }
-        Err(Unwelcome::Gone) => None,
+    match introduced.await {
+        Ok(Some(session)) if session.is_http2 => drop(tokio::spawn(serve_http2(arrival.into_client(Some(session))))),
+        Ok(session) => drop(tokio::spawn(serve(arrival.into_client(session)))),
+        Err(unwelcome) => arrival.turn_away(&unwelcome),
     }
 }
 
 impl Arrival {
+    fn turn_away(self, unwelcome: &Unwelcome) {
+        let Unwelcome::Refused(rejection, why) = unwelcome else { return };
+        self.permit.listening.stats.reject(*rejection);
+        tracing::debug!(listener = %self.settings.listen, client = ?self.client, why, "connection refused");
+    }
+
     /// Believes the PROXY header, where the listener wants one and the peer may send it.
     async fn learn_client(&mut self) -> Result<(), Unwelcome> {
         let refused = |why| Err(Unwelcome::Refused(Rejection::ProxyProtocol, why));
@@ -141,7 +158,57 @@ impl Arrival {
         }
     }
 
-    fn into_client(self) -> Client {
+    /// The handshake, where the listener speaks TLS.
+    async fn secure(&mut self) -> Result<Option<Session>, Unwelcome> {
+        if self.settings.tls.is_none() {
+            return Ok(None);
+        }
+        // A reload may have come between; nobody is served in plain text then.
+        let Some(terminator) = self.permit.listening.terminator.load_full() else { return Err(Unwelcome::Gone) };
+        self.seat.within(self.settings.limits.header_timeout);
+        let ended = {
+            let mut turn = self.worker.handshakes.begin();
+            let mut shaking = pin!(self.seat.guard_idle(shake_hands(&mut self.stream, &terminator)));
+            let ended = poll_fn(|cx| match shaking.as_mut().poll(cx) {
+                Poll::Pending => Pin::new(&mut turn.pushed_out).poll(cx).map(|_| Err(Interrupt::Cut)),
+                ended => ended,
+            });
+            ended.await
+        };
+        let outcome = match &ended {
+            Ok(Ok(Some(session))) if session.is_resumed => Handshake::Resumed,
+            Ok(Ok(Some(_))) => Handshake::Full,
+            Ok(_) => Handshake::Failed,
+            Err(Interrupt::Timeout) => Handshake::Timeout,
+            Err(Interrupt::Cut | Interrupt::Leave) => Handshake::Dropped,
+        };
+        self.permit.listening.stats.handshake(outcome);
+        match ended {
+            Ok(Ok(Some(session))) => return Ok(Some(session)),
+            Ok(Ok(None)) => self.say_that_it_is_tls().await,
+            Ok(Err(error)) => {
+                tracing::debug!(listener = %self.settings.listen, client = ?self.client, %error, "no TLS handshake");
+            }
+            Err(_) => {}
+        }
+        Err(Unwelcome::Gone)
+    }
+
+    /// For a person who has typed `http://` before the name and the port.
+    async fn say_that_it_is_tls(&mut self) {
+        let (stream, seat) = (&mut self.stream, &self.seat);
+        let answer = poll_fn(|cx| stream.poll_write(cx, PLAIN_ON_TLS));
+        let _ = seat.guard(answer).await;
+        // What the client has said is read, as far as it is there: a close that leaves it unread would be a reset.
+        let reading = poll_fn(|cx| {
+            let _ = stream.poll_shutdown(cx);
+            with_scratch(|scratch| stream.poll_read(cx, scratch))
+        });
+        seat.within(FIRST_WORDS);
+        let _ = seat.guard(reading).await;
+    }
+
+    fn into_client(self, session: Option<Session>) -> Client {
         let listening = self.permit.listening.clone();
         Client::new(
             self.stream,
@@ -152,8 +219,22 @@ impl Arrival {
             self.settings,
             listening.stats.clone(),
             listening.rate.load_full(),
+            session,
             Box::new(self.permit),
         )
+    }
+}
+
+/// Puts TLS into the stream; `None` when the client speaks something else, of which nothing has been read.
+async fn shake_hands(stream: &mut Stream, terminator: &Terminator) -> io::Result<Option<Session>> {
+    match stream.peek(1, |octets| octets.first().copied()).await? {
+        Some(first) if tls::begins_handshake(first) => {
+            let (secured, session) = terminator.accept(stream.take()).await?;
+            *stream = secured;
+            Ok(Some(session))
+        }
+        Some(_) => Ok(None),
+        None => Err(io::ErrorKind::UnexpectedEof.into()),
     }
 }
 

@@ -172,7 +172,7 @@ impl Direction {
         if self.at > 0 {
             (self.pending, self.at) = (Vec::new(), 0);
         }
-        Poll::Ready(Ok(()))
+        to.poll_flush(cx)
     }
 
     /// Takes what the sender says and drops it; ready when it has said all: its Close frame, or its end.

@@ -230,7 +230,7 @@ impl Endpoint {
     /// An idle connection of `worker` on which nothing has come in.
     pub fn take_idle(&self, worker: usize) -> Option<Stream> {
         let mut idle = self.idle[worker].lock();
-        while let Some(Idle { stream, .. }) = idle.pop() {
+        while let Some(Idle { mut stream, .. }) = idle.pop() {
             if stream.is_quiet() {
                 return Some(stream);
             }
@@ -249,7 +249,7 @@ impl Endpoint {
     /// Drops the idle connections of `worker` that are old or that the origin has closed.
     pub fn sweep(&self, worker: usize, now: Instant) {
         let mut idle = self.idle[worker].lock();
-        idle.retain(|idle| now.saturating_duration_since(idle.since) < MAX_IDLE_AGE && idle.stream.is_quiet());
+        idle.retain_mut(|idle| now.saturating_duration_since(idle.since) < MAX_IDLE_AGE && idle.stream.is_quiet());
     }
 }
 

@@ -1,0 +1,286 @@
+//! One request and its answer on an HTTP/2 connection, as a byte stream of HTTP/1.1.
+
+use std::io;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes};
+use h2::server::SendResponse;
+use h2::{Reason, RecvStream, SendStream};
+
+use crate::http::decoder::Decoder;
+use crate::http::head::Framing;
+use crate::http::http2::text::{self, AnswerHead, RequestText};
+use crate::net::Multiplexed;
+
+/// Octets of the head of an answer; the origin's was bounded before.
+const MAX_HEAD: usize = 512 * 1024;
+/// Asked for at once of the window that the client grants.
+const STEP: usize = 16 * 1024;
+
+/// Reads as the text of a request, takes the text of its answer. Dropped before the end of that, it resets the stream: a
+/// broken answer never looks whole.
+#[derive(Debug)]
+pub(super) struct Exchange {
+    request: Request,
+    body: RecvStream,
+    answer: Answer,
+    respond: SendResponse<Bytes>,
+    is_head: bool,
+}
+
+/// How far the request has been read.
+#[derive(Debug)]
+struct Request {
+    /// Goes before `data`, then `data`, then the line end behind a chunk.
+    before: Bytes,
+    data: Bytes,
+    after: Bytes,
+    state: Reading,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Reading {
+    /// A body as it is: its length is announced, or it is a WebSocket's.
+    Plain,
+    Chunked,
+    /// The request is over.
+    Over,
+    /// So is its last line; the client may still give up.
+    Ended,
+}
+
+/// How far the answer has been written.
+#[derive(Debug)]
+enum Answer {
+    Head(Vec<u8>),
+    Body(SendStream<Bytes>, Decoder),
+    /// A WebSocket.
+    Open(SendStream<Bytes>),
+    Done,
+}
+
+impl Exchange {
+    pub(super) fn new(head: RequestText, body: RecvStream, respond: SendResponse<Bytes>, is_head: bool) -> Exchange {
+        let state = match (body.is_end_stream(), head.is_chunked) {
+            (true, _) => Reading::Over,
+            (false, true) => Reading::Chunked,
+            (false, false) => Reading::Plain,
+        };
+        let request = Request { before: head.text.into(), data: Bytes::new(), after: Bytes::new(), state };
+        Exchange { request, body, answer: Answer::Head(Vec::new()), respond, is_head }
+    }
+
+    /// Makes something to read, unless there is.
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.request.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        match (self.request.state, ready!(self.body.poll_data(cx))) {
+            (Reading::Plain, Some(data)) => self.request.data = data.map_err(broken)?,
+            (Reading::Chunked, Some(data)) => {
+                self.request.data = data.map_err(broken)?;
+                if !self.request.data.is_empty() {
+                    self.request.before = text::chunk_size(self.request.data.len());
+                    self.request.after = Bytes::from_static(b"\r\n");
+                }
+            }
+            (Reading::Chunked, None) => {
+                let trailers = ready!(self.body.poll_trailers(cx)).map_err(broken)?;
+                let section = trailers.map_or(b"\r\n".to_vec(), |fields| text::trailers(&fields));
+                self.request.before = [&b"0\r\n"[..], &section].concat().into();
+                self.request.state = Reading::Over;
+            }
+            (_, _) => self.request.state = Reading::Over,
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// The request is over: the next thing to learn is that the client has given up, or that we are through.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        self.request.state = Reading::Ended;
+        let reset = match &mut self.answer {
+            // Of a WebSocket it is an end, and no more than that.
+            Answer::Done | Answer::Open(_) => return Poll::Ready(Ok(0)),
+            Answer::Head(_) => self.respond.poll_reset(cx),
+            Answer::Body(send, _) => send.poll_reset(cx),
+        };
+        match ready!(reset) {
+            Ok(_) => Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
+            Err(error) => Poll::Ready(Err(broken(error))),
+        }
+    }
+
+    /// Takes text up to the end of a head, and sends it.
+    fn take_head(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let Answer::Head(text) = &mut self.answer else { return Ok(0) };
+        let known = text.len();
+        text.extend_from_slice(bytes);
+        let Some(end) = memchr::memmem::find(&text[known.saturating_sub(3)..], b"\r\n\r\n") else {
+            return if text.len() > MAX_HEAD { Err(io::ErrorKind::InvalidData.into()) } else { Ok(bytes.len()) };
+        };
+        let length = known.saturating_sub(3) + end + 4;
+        let head = text::answer_head(&text[..length]).ok_or(io::ErrorKind::InvalidData)?;
+        let is_upgrade = is_upgrade(text);
+        text.clear();
+        self.send_head(head, is_upgrade)?;
+        Ok(length - known)
+    }
+
+    fn send_head(&mut self, head: AnswerHead, is_upgrade: bool) -> io::Result<()> {
+        let AnswerHead { response, length, is_chunked } = head;
+        let status = response.status();
+        if status.is_informational() {
+            // One that cannot be sent any more is not missed.
+            let _ = self.respond.send_informational(response);
+            return Ok(());
+        }
+        let is_empty = self.is_head || length == Some(0) || matches!(status.as_u16(), 204 | 304);
+        let is_empty = is_empty && !is_upgrade;
+        let send = self.respond.send_response(response, is_empty).map_err(broken)?;
+        self.answer = match length {
+            _ if is_upgrade => Answer::Open(send),
+            _ if is_empty => Answer::Done,
+            Some(length) => Answer::Body(send, Decoder::new(Framing::Length(length))),
+            None if is_chunked => Answer::Body(send, Decoder::new(Framing::Chunked)),
+            None => Answer::Body(send, Decoder::new(Framing::UntilClose)),
+        };
+        Ok(())
+    }
+}
+
+fn is_upgrade(head: &[u8]) -> bool {
+    head.starts_with(b"HTTP/1.1 101 ")
+}
+
+/// Sends a piece of a body, as much as the client grants.
+fn send_some(send: &mut SendStream<Bytes>, decoder: &mut Decoder, room: usize, bytes: &[u8]) -> io::Result<usize> {
+    let mut trailers = Vec::new();
+    let input = &bytes[..bytes.len().min(room)];
+    let step = decoder.step(input, &mut trailers).map_err(|_| io::ErrorKind::InvalidData)?;
+    let data = &input[step.data.clone()];
+    let is_last = decoder.is_done();
+    let fields = if trailers.len() > 2 { text::trailer_fields(&trailers) } else { None };
+    let ends_here = is_last && fields.is_none();
+    if !data.is_empty() || ends_here {
+        send.send_data(Bytes::copy_from_slice(data), ends_here).map_err(broken)?;
+    }
+    if let (true, Some(fields)) = (is_last, fields) {
+        send.send_trailers(fields).map_err(broken)?;
+    }
+    Ok(step.consumed)
+}
+
+/// Room in the client's window, at least one octet.
+fn poll_room(send: &mut SendStream<Bytes>, cx: &mut Context<'_>, wanted: usize) -> Poll<io::Result<usize>> {
+    loop {
+        let room = send.capacity();
+        if room > 0 {
+            return Poll::Ready(Ok(room));
+        }
+        send.reserve_capacity(wanted.min(STEP));
+        match ready!(send.poll_capacity(cx)) {
+            Some(Ok(_)) => {}
+            Some(Err(error)) => return Poll::Ready(Err(broken(error))),
+            None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+        }
+    }
+}
+
+fn broken(error: h2::Error) -> io::Error {
+    match error.is_io() {
+        true => error.into_io().unwrap_or_else(|| io::ErrorKind::BrokenPipe.into()),
+        false => io::Error::new(io::ErrorKind::ConnectionReset, error),
+    }
+}
+
+impl Request {
+    fn is_empty(&self) -> bool {
+        self.before.is_empty() && self.data.is_empty() && self.after.is_empty()
+    }
+
+    /// Moves what there is into `buffer`; says how much, and how much of that was the client's data.
+    fn take(&mut self, buffer: &mut [u8]) -> (usize, usize) {
+        let mut at = 0;
+        let mut data = 0;
+        for (index, part) in [&mut self.before, &mut self.data, &mut self.after].into_iter().enumerate() {
+            let count = part.len().min(buffer.len() - at);
+            buffer[at..at + count].copy_from_slice(&part[..count]);
+            part.advance(count);
+            at += count;
+            data += if index == 1 { count } else { 0 };
+            if !part.is_empty() {
+                break;
+            }
+        }
+        (at, data)
+    }
+}
+
+impl Multiplexed for Exchange {
+    fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        // What is left of a request that was answered early is no other request.
+        if matches!(self.answer, Answer::Done) {
+            return Poll::Ready(Ok(0));
+        }
+        loop {
+            if self.request.is_empty() && matches!(self.request.state, Reading::Over | Reading::Ended) {
+                return self.poll_end(cx);
+            }
+            ready!(self.poll_fill(cx))?;
+            let (count, data) = self.request.take(buffer);
+            if data > 0 {
+                // The client may send as much again: it never waits for anybody but who takes its body.
+                let _ = self.body.flow_control().release_capacity(data);
+            }
+            if count > 0 {
+                return Poll::Ready(Ok(count));
+            }
+        }
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut self.answer {
+            Answer::Head(_) => Poll::Ready(self.take_head(bytes)),
+            Answer::Body(send, decoder) => {
+                let room = ready!(poll_room(send, cx, bytes.len()))?;
+                let count = send_some(send, decoder, room, bytes)?;
+                if decoder.is_done() {
+                    self.answer = Answer::Done;
+                }
+                Poll::Ready(Ok(count))
+            }
+            Answer::Open(send) => {
+                let room = ready!(poll_room(send, cx, bytes.len()))?;
+                let count = room.min(bytes.len());
+                send.send_data(Bytes::copy_from_slice(&bytes[..count]), false).map_err(broken)?;
+                Poll::Ready(Ok(count))
+            }
+            Answer::Done => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+        }
+    }
+
+    fn poll_shutdown(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let answer = std::mem::replace(&mut self.answer, Answer::Done);
+        match answer {
+            Answer::Open(mut send) => Poll::Ready(send.send_data(Bytes::new(), true).map_err(broken)),
+            Answer::Body(mut send, Decoder::UntilClose) => {
+                Poll::Ready(send.send_data(Bytes::new(), true).map_err(broken))
+            }
+            // Not at its end.
+            other => {
+                self.answer = other;
+                Poll::Ready(Ok(()))
+            }
+        }
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        match &mut self.answer {
+            Answer::Done => {}
+            Answer::Head(_) => self.respond.send_reset(Reason::INTERNAL_ERROR),
+            Answer::Body(send, _) | Answer::Open(send) => send.send_reset(Reason::INTERNAL_ERROR),
+        }
+    }
+}

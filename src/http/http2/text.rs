@@ -1,0 +1,172 @@
+//! Heads of HTTP/2 as heads of HTTP/1.1, and back (RFC 9113 §8).
+//!
+//! `h2` has seen to it by then that pseudo-header fields are complete, that names are lower-case tokens and values hold no
+//! line break, and that no field belongs to the connection. The strict reader of HTTP/1.1 heads judges the result again.
+
+use bytes::Bytes;
+use h2::RecvStream;
+use h2::ext::Protocol;
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::request::Parts;
+use http::{Method, Response, StatusCode};
+
+use crate::http::body::push_field;
+
+/// Header fields of an answer of ours.
+const MAX_FIELDS: usize = 300;
+
+/// The head of a request.
+#[derive(Debug)]
+pub(super) struct RequestText {
+    pub(super) text: Vec<u8>,
+    /// Only its end tells how long the body is.
+    pub(super) is_chunked: bool,
+}
+
+/// The text of a request's head. `None`: there is no request that it could mean.
+pub(super) fn request_head(parts: &Parts, body: &RecvStream) -> Option<RequestText> {
+    let protocol = parts.extensions.get::<Protocol>().map(Protocol::as_str);
+    let is_websocket = match (&parts.method, protocol) {
+        (&Method::CONNECT, Some(protocol)) => protocol.eq_ignore_ascii_case("websocket").then_some(true)?,
+        (_, Some(_)) => return None,
+        (_, None) => false,
+    };
+    let mut out = Vec::with_capacity(512);
+    let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
+    out.extend_from_slice(if is_websocket { b"GET" } else { parts.method.as_str().as_bytes() });
+    out.push(b' ');
+    // An ordinary CONNECT has no path; the reader refuses it by its method.
+    out.extend_from_slice(target.as_bytes());
+    out.extend_from_slice(b" HTTP/1.1\r\n");
+    push_host(&mut out, parts);
+    push_fields(&mut out, &parts.headers, is_websocket)?;
+    let is_chunked = !is_websocket && push_framing(&mut out, parts, body);
+    if is_websocket {
+        push_handshake(&mut out);
+    }
+    out.extend_from_slice(b"\r\n");
+    Some(RequestText { text: out, is_chunked })
+}
+
+/// `:authority` is the host. A `Host` field that says the same is dropped; of one that says something else the reader sees
+/// two (RFC 9113 §8.3.1).
+fn push_host(out: &mut Vec<u8>, parts: &Parts) {
+    let authority = parts.uri.authority().map(|authority| authority.as_str().as_bytes());
+    if let Some(authority) = authority {
+        push_field(out, "Host", authority);
+    }
+    let mut hosts = parts.headers.get_all(header::HOST).iter();
+    let says_the_same = |host: &HeaderValue| authority.is_some_and(|authority| authority == host.as_bytes());
+    match (hosts.next(), hosts.next()) {
+        (Some(host), None) if says_the_same(host) => {}
+        _ => parts.headers.get_all(header::HOST).iter().for_each(|host| push_field(out, "Host", host.as_bytes())),
+    }
+}
+
+fn push_fields(out: &mut Vec<u8>, fields: &HeaderMap, is_websocket: bool) -> Option<()> {
+    let mut cookies: Vec<&[u8]> = Vec::new();
+    for (name, value) in fields {
+        match *name {
+            header::HOST => {}
+            // Crumbs make one field again (RFC 9113 §8.2.3).
+            header::COOKIE => cookies.push(value.as_bytes()),
+            header::CONNECTION | header::TRANSFER_ENCODING | header::UPGRADE => return None,
+            header::SEC_WEBSOCKET_KEY | header::CONTENT_LENGTH if is_websocket => {}
+            _ => push_field(out, name.as_str(), value.as_bytes()),
+        }
+    }
+    if !cookies.is_empty() {
+        push_field(out, "cookie", &cookies.join(&b"; "[..]));
+    }
+    Some(())
+}
+
+/// What a WebSocket over HTTP/2 says by being one (RFC 8441 §5).
+fn push_handshake(out: &mut Vec<u8>) {
+    // 16 octets in base64, as tungstenite makes them.
+    let key = tokio_tungstenite::tungstenite::handshake::client::generate_key();
+    push_field(out, "Sec-WebSocket-Key", key.as_bytes());
+    out.extend_from_slice(b"Connection: Upgrade\r\nUpgrade: websocket\r\n");
+}
+
+/// How the body goes on: `h2` holds it against a `Content-Length`; without one only its end tells, which is returned.
+fn push_framing(out: &mut Vec<u8>, parts: &Parts, body: &RecvStream) -> bool {
+    if parts.headers.contains_key(header::CONTENT_LENGTH) {
+        return false;
+    }
+    if !body.is_end_stream() {
+        push_field(out, "Transfer-Encoding", b"chunked");
+        return true;
+    }
+    if matches!(parts.method, Method::POST | Method::PUT | Method::PATCH) {
+        push_field(out, "Content-Length", b"0");
+    }
+    false
+}
+
+/// Trailer fields as text, with the empty line behind them.
+pub(super) fn trailers(fields: &HeaderMap) -> Vec<u8> {
+    let mut out = Vec::new();
+    fields.iter().for_each(|(name, value)| push_field(&mut out, name.as_str(), value.as_bytes()));
+    out.extend_from_slice(b"\r\n");
+    out
+}
+
+/// The head of an answer.
+#[derive(Debug)]
+pub(super) struct AnswerHead {
+    pub(super) response: Response<()>,
+    pub(super) length: Option<u64>,
+    pub(super) is_chunked: bool,
+}
+
+/// Reads the head of an answer, which ends with an empty line. `None`: it is none.
+pub(super) fn answer_head(text: &[u8]) -> Option<AnswerHead> {
+    let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
+    let mut parsed = httparse::Response::new(&mut fields);
+    let Ok(httparse::Status::Complete(_)) = parsed.parse(text) else { return None };
+    let mut response = Response::new(());
+    *response.status_mut() = StatusCode::from_u16(parsed.code?).ok()?;
+    let mut head = AnswerHead { response, length: None, is_chunked: false };
+    for field in parsed.headers {
+        let name = HeaderName::from_bytes(field.name.as_bytes()).ok()?;
+        match name {
+            header::CONNECTION | header::UPGRADE => continue,
+            header::TRANSFER_ENCODING => {
+                head.is_chunked = true;
+                continue;
+            }
+            header::CONTENT_LENGTH => head.length = std::str::from_utf8(field.value).ok()?.parse().ok(),
+            _ => {}
+        }
+        match name.as_str() {
+            "keep-alive" | "proxy-connection" | "sec-websocket-accept" => {}
+            _ => {
+                let value = HeaderValue::from_bytes(field.value).ok()?;
+                head.response.headers_mut().append(name, value);
+            }
+        }
+    }
+    if head.response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        *head.response.status_mut() = StatusCode::OK;
+    }
+    Some(head)
+}
+
+/// Reads a trailer section.
+pub(super) fn trailer_fields(section: &[u8]) -> Option<HeaderMap> {
+    let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
+    let Ok(httparse::Status::Complete((_, fields))) = httparse::parse_headers(section, &mut fields) else {
+        return None;
+    };
+    let mut map = HeaderMap::new();
+    for field in fields {
+        map.append(HeaderName::from_bytes(field.name.as_bytes()).ok()?, HeaderValue::from_bytes(field.value).ok()?);
+    }
+    Some(map)
+}
+
+/// A chunk's size line (RFC 9112 §7.1).
+pub(super) fn chunk_size(length: usize) -> Bytes {
+    format!("{length:x}\r\n").into()
+}
