@@ -191,7 +191,8 @@ async fn connection(
     endpoint: &Endpoint,
     may_reuse: bool,
 ) -> Result<Stream, Failure> {
-    if let Some(idle) = if may_reuse { endpoint.take_idle(client.worker.id) } else { None } {
+    let is_careful = !request.facts.is_idempotent;
+    if let Some(idle) = if may_reuse { endpoint.take_idle(client.worker.id, is_careful) } else { None } {
         return Ok(idle);
     }
     let stats = request.passage.stats();

@@ -227,11 +227,13 @@ impl Endpoint {
         Some(Lease { endpoint: self.clone() })
     }
 
-    /// An idle connection of `worker` on which nothing has come in.
-    pub fn take_idle(&self, worker: usize) -> Option<Stream> {
+    /// An idle connection of `worker` on which nothing has come in, neither the end nor octets that would pass for the
+    /// answer to the next request. A busy worker may not have been told of it yet: for a request that cannot be repeated,
+    /// `is_careful`, the system is asked.
+    pub fn take_idle(&self, worker: usize, is_careful: bool) -> Option<Stream> {
         let mut idle = self.idle[worker].lock();
         while let Some(Idle { mut stream, .. }) = idle.pop() {
-            if stream.is_quiet() {
+            if stream.is_quiet() && !(is_careful && stream.has_input()) {
                 return Some(stream);
             }
         }
@@ -269,5 +271,34 @@ impl Drop for Lease {
     fn drop(&mut self) {
         self.endpoint.in_flight.fetch_sub(1, Ordering::SeqCst);
         self.endpoint.vacancy.one_free();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_connection_on_which_something_has_come_in_is_not_used_again() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let endpoint = Endpoint::new(Upstream::Ip(address), Address::Tcp(address), 1, Arc::default());
+        let kept = || {
+            let socket = TcpStream::connect(address).expect("a listener");
+            socket.set_nonblocking(true).expect("a TCP socket");
+            endpoint.put_idle(0, Stream::Tcp(socket.try_into().expect("a runtime")), Instant::now());
+            listener.accept().expect("a connection").0
+        };
+        let _quiet = kept();
+        assert!(endpoint.take_idle(0, true).is_some());
+        // Nothing is awaited here, so the runtime learns nothing of what comes in.
+        let mut origin = kept();
+        origin.write_all(b"HTTP/1.1 200 OK\r\n\r\n").expect("an open connection");
+        assert!(endpoint.take_idle(0, true).is_none(), "an answer that nobody has asked for");
+        drop(kept());
+        assert!(endpoint.take_idle(0, true).is_none(), "the end");
     }
 }
