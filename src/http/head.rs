@@ -178,6 +178,7 @@ pub(crate) enum Known {
     ProxyConnection,
     Upgrade,
     Te,
+    Proxy,
     Expect,
     Accept,
     ContentType,
@@ -199,6 +200,7 @@ impl Known {
         match (name.len(), first.to_ascii_lowercase()) {
             (2, b't') if is("te") => Known::Te,
             (4, b'h') if is("host") => Known::Host,
+            (5, b'p') if is("proxy") => Known::Proxy,
             (6, b'a') if is("accept") => Known::Accept,
             (6, b'e') if is("expect") => Known::Expect,
             (7, b'u') if is("upgrade") => Known::Upgrade,
@@ -229,6 +231,12 @@ pub(crate) fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
 /// Names that have to outlive their head.
 pub(crate) fn owned(names: &[&[u8]]) -> Vec<Box<[u8]>> {
     names.iter().map(|&name| name.into()).collect()
+}
+
+/// A valid length as everybody reads it: some take a zero at its front for octal.
+pub(crate) fn plain_decimal(length: &[u8]) -> &[u8] {
+    let zeros = length.iter().take_while(|&&digit| digit == b'0').count();
+    &length[zeros.min(length.len().saturating_sub(1))..]
 }
 
 /// Digits and nothing else, at most what 64 bits hold.

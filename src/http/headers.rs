@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use crate::config::{HostHeader, Listener, Service};
 use crate::http::body::{Encoding, push_field};
-use crate::http::head::{AnswerHead, Framing, Known, RequestHead, split_port, tokens};
+use crate::http::head::{AnswerHead, Framing, Known, RequestHead, plain_decimal, split_port, tokens};
 use crate::service::Service as Live;
 
 /// The id of a request, in the `X-Request-Id` field.
@@ -161,7 +161,13 @@ fn push_target(out: &mut Vec<u8>, target: &str, strip: usize) {
 fn push_request_fields(out: &mut Vec<u8>, head: &RequestHead<'_>, origin: &Origin<'_>) {
     for header in head.headers {
         let goes_on = match Known::of(header.name) {
-            Known::Host
+            Known::ContentLength => {
+                push_field(out, header.name, plain_decimal(header.value));
+                continue;
+            }
+            // CGI and its kin would take it for the variable HTTP_PROXY (CVE-2016-5385).
+            Known::Proxy
+            | Known::Host
             | Known::Connection
             | Known::KeepAlive
             | Known::ProxyConnection
@@ -246,8 +252,13 @@ pub(crate) fn incoming(head: &AnswerHead<'_>, delivery: Delivery, color: Option<
             | Known::ProxyConnection
             | Known::Upgrade
             | Known::TransferEncoding => false,
-            // RFC 9110 §8.6 forbids it, and a lax client would take so much of the next answer for a body.
-            Known::ContentLength => head.status >= 200 && head.status != 204,
+            Known::ContentLength => {
+                // RFC 9110 §8.6 forbids it elsewhere, and a lax client would take so much of the next answer for a body.
+                if head.status >= 200 && head.status != 204 {
+                    push_field(out, header.name, plain_decimal(header.value));
+                }
+                continue;
+            }
             _ => !is_named(&head.named_by_connection, header.name),
         };
         if goes_on {

@@ -77,7 +77,7 @@ const BAD_TRAILERS: [(&str, &str, &str); 14] = [
 ];
 
 /// Trailer fields that do not go on: they would change what the message means, or where it came from.
-const DROPPED_TRAILERS: [(&str, &str, &str); 12] = [
+const DROPPED_TRAILERS: [(&str, &str, &str); 13] = [
     ("RFC 9110 §6.5.1", "Content-Length as trailer", "Content-Length: 9"),
     ("RFC 9110 §6.5.1", "Transfer-Encoding as trailer", "Transfer-Encoding: gzip"),
     ("RFC 9110 §6.5.1", "Host as trailer", "Host: evil"),
@@ -86,6 +86,7 @@ const DROPPED_TRAILERS: [(&str, &str, &str); 12] = [
     ("RFC 9110 §6.5.1", "Expect as trailer", "Expect: 100-continue"),
     ("RFC 9110 §6.5.1", "Content-Type as trailer", "Content-Type: text/html"),
     ("RFC 9110 §6.5.1", "TE as trailer", "TE: trailers"),
+    ("CVE-2016-5385", "Proxy as trailer", "Proxy: http://evil"),
     ("RFC 7239 §4", "Forwarded as trailer", "Forwarded: for=1.2.3.4"),
     ("RFC 7239 §7.4", "X-Forwarded-For as trailer", "X-Forwarded-For: 1.2.3.4"),
     ("RFC 9110 §6.5.1", "X-Request-Id as trailer", "X-Request-Id: x"),
