@@ -87,6 +87,30 @@ async fn a_route_has_a_limit_of_its_own() {
 }
 
 #[tokio::test]
+async fn every_request_of_a_listener_counts_whatever_becomes_of_it() {
+    let origin = Origin::saying("hello").await;
+    let service = format!(
+        "[[routes]]\nhost = \"routed\"\npath = \"/\"\nservice = \"app\"\n[services.app]\nblue = [{}]",
+        origin.toml()
+    );
+    let ends = [
+        ("", "GET / HTTP/1.1\r\nHost: nobody\r\n\r\n", 404),
+        ("redirect_to_https = true", "GET / HTTP/1.1\r\nHost: routed\r\n\r\n", 308),
+        ("request_body = \"1\"", "POST / HTTP/1.1\r\nHost: routed\r\nContent-Length: 2\r\n\r\n", 413),
+    ];
+    for (key, request, status) in ends {
+        let teal = Builder::new(&service).listener(&format!("{ONCE}\n{key}")).start().await;
+        let mut statuses = Vec::new();
+        for _ in 0..20 {
+            statuses.push(Client::connect(teal.address).await.ask(request).await.status);
+        }
+        assert_eq!(statuses[..3], [status; 3], "{key}: a burst of three is allowed");
+        assert!(statuses.contains(&429), "{key}: {statuses:?}");
+        assert_eq!(get(teal.address, "/.well-known/teal/ready").await.status, 200, "{key}: the balancer asks on");
+    }
+}
+
+#[tokio::test]
 async fn a_limit_that_did_not_change_goes_on_counting_over_a_reload() {
     let origin = Origin::saying("hello").await;
     let builder = |more: &str| Builder::app(&[&origin]).listener("requests_per_second = 1\nburst = 100").service(more);

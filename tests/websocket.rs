@@ -398,3 +398,29 @@ async fn many_sockets_at_once_do_not_mix() {
     drop(sockets);
     eventually("all tunnels are over", || open(&teal) == 0).await;
 }
+
+/// What stands behind the head may be frames for whom the upgrade was meant: they must not be read as a request.
+#[tokio::test]
+async fn nothing_is_read_behind_an_upgrade_that_teal_refuses() {
+    let (origin, reached) = Origin::recording().await;
+    let services = format!(
+        "[[routes]]\npath = \"/\"\nservice = \"app\"\n[[routes]]\npath = \"/gone\"\nservice = \"gone\"\n\
+         [[routes]]\npath = \"/closed\"\nservice = \"app\"\nallow = [\"192.0.2.0/24\"]\n\
+         [services.app]\nhealth = {{ interval = \"1h\" }}\nblue = [{}]\n\
+         [services.gone]\nqueue_timeout = \"1ms\"\nblue = []\n",
+        origin.toml()
+    );
+    let teal = Builder::new(&services).start().await;
+    let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+                   Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+    let smuggled = "GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
+    for (path, status) in [("/gone", 503), ("/closed", 403)] {
+        let mut client = Client::connect(teal.address).await;
+        client.send(format!("GET {path} HTTP/1.1\r\nHost: a\r\n{upgrade}\r\n{smuggled}")).await;
+        let answer = client.answer().await;
+        assert_eq!((answer.status, answer.field("connection")), (status, Some("close")), "{path}");
+        let (rest, in_order) = client.rest().await;
+        assert!(rest.is_empty() && in_order, "{path}: {}", rest.escape_ascii());
+    }
+    assert!(reached.lock().is_empty());
+}

@@ -102,15 +102,18 @@ pub(crate) struct Place<'a> {
 pub(crate) fn begin(head: &RequestHead<'_>, place: &Place<'_>) -> Begun {
     let wish = wish(head, place);
     if head.path() == place.listener.ready_path {
-        // Not logged: the balancer asks all the time.
-        return Begun::Reply(Reply::ready(place.worker.state.is_ready()), closing_with_body(wish, head));
+        // Neither logged nor counted: the balancer asks all the time.
+        return Begun::Reply(Reply::ready(place.worker.state.is_ready()), closing_if_unclear(wish, head));
+    }
+    if let Err(failure) = count(head, place) {
+        return refuse(&failure, Some(head), place, closing_if_unclear(wish, head));
     }
     if place.listener.redirect_to_https {
-        return redirect(head, place, closing_with_body(wish, head));
+        return redirect(head, place, closing_if_unclear(wish, head));
     }
     match enter(head, place, wish) {
         Ok(request) => Begun::Forward(request),
-        Err((failure, wish)) => refuse(&failure, Some(head), place, closing_with_body(wish, head)),
+        Err((failure, wish)) => refuse(&failure, Some(head), place, closing_if_unclear(wish, head)),
     }
 }
 
@@ -161,10 +164,18 @@ fn wish(head: &RequestHead<'_>, place: &Place<'_>) -> Wish {
     }
 }
 
-/// A request that is answered without its body being read ends the connection, if it has one.
-fn closing_with_body(mut wish: Wish, head: &RequestHead<'_>) -> Wish {
-    wish.closes |= head.framing != Framing::Empty;
+/// A request that is answered here ends the connection where something else than a request may follow: a body that is not
+/// read, or frames for whom an upgrade was meant.
+fn closing_if_unclear(mut wish: Wish, head: &RequestHead<'_>) -> Wish {
+    wish.closes |= head.framing != Framing::Empty || head.websocket_key.is_some();
     wish
+}
+
+/// Counts the request where the listener has a limit, whatever becomes of it.
+fn count(head: &RequestHead<'_>, place: &Place<'_>) -> Result<(), Failure> {
+    let Some(rate) = place.rate else { return Ok(()) };
+    let Some(client) = headers::client_address(place.listener, head, place.origin.peer) else { return Ok(()) };
+    rate.check(client).map_err(Failure::TooMany)
 }
 
 fn enter(head: &RequestHead<'_>, place: &Place<'_>, wish: Wish) -> Result<Box<Request>, (Failure, Wish)> {
@@ -228,16 +239,15 @@ fn check(head: &RequestHead<'_>, place: &Place<'_>) -> Result<(), Failure> {
 
 /// Whether this client may use the route now.
 fn admit(head: &RequestHead<'_>, place: &Place<'_>, rules: &Rules) -> Result<(), Failure> {
-    if rules.access == Access::default() && rules.rate.is_none() && place.rate.is_none() {
+    if rules.access == Access::default() && rules.rate.is_none() {
         return Ok(());
     }
     let client = headers::client_address(place.listener, head, place.origin.peer);
     if !rules.access.admits(client) {
         return Err(Failure::Forbidden);
     }
-    let Some(client) = client else { return Ok(()) };
-    let mut limits = place.rate.into_iter().chain(rules.rate.as_deref());
-    limits.try_for_each(|limit| limit.check(client)).map_err(Failure::TooMany)
+    let (Some(rate), Some(client)) = (&rules.rate, client) else { return Ok(()) };
+    rate.check(client).map_err(Failure::TooMany)
 }
 
 fn balance_key(head: &RequestHead<'_>, place: &Place<'_>, service: &crate::config::Service) -> Option<u64> {
@@ -359,7 +369,8 @@ async fn give_up(
     let mut wish = request.facts.wish.clone();
     // What the origin was sent of the request, and what it did with it, is not known any more.
     let has_body = request.facts.framing != Framing::Empty;
-    wish.closes |= has_body || progress.was_answering || client.seat.is_leaving();
+    let is_upgrade = request.facts.websocket_key.is_some();
+    wish.closes |= has_body || is_upgrade || progress.was_answering || client.seat.is_leaving();
     (progress.status, progress.bytes) = (reply.counts_as(), reply.octets(&wish));
     finish(client, *request, &progress, endpoint, Some(failure));
     match (super::connection::send(client, reply.bytes(&wish)).await, wish.closes) {

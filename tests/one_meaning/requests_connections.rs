@@ -1,6 +1,6 @@
 //! What follows what on a connection: pipelining, upgrades that come to nothing, and protocols that are not HTTP/1.1.
 
-use crate::row::{Expected, Row, answered, forwarded, get, got, last, refused, row};
+use crate::row::{Expected, Row, forwarded, get, got, last, refused, row};
 
 const KEY: &str = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==";
 
@@ -189,12 +189,18 @@ fn upgrades() -> Vec<Row> {
             websocket(line, &format!("Connection: Upgrade\r\nUpgrade: websockets\r\n{KEY}")),
             forwarded(plain(line)),
         ),
-        row("RFC 6455 §4.1", "WebSocket without key", websocket(line, ask.trim_end()), answered(400)),
+        row("RFC 6455 §4.1", "WebSocket without key", websocket(line, ask.trim_end()), refused(400)),
         row(
             "RFC 6455 §4.1",
             "WebSocket with a short key",
             websocket(line, &format!("{ask}Sec-WebSocket-Key: YQ==")),
-            answered(400),
+            refused(400),
+        ),
+        row(
+            "RFC 9110 §7.8",
+            "WebSocket for the ready path",
+            websocket("GET /.well-known/teal/ready HTTP/1.1", &format!("{ask}{KEY}")),
+            last(200, ""),
         ),
     ]
 }
