@@ -17,6 +17,9 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use slab::Slab;
 
+/// A worker whose clock has not moved on for so long is stuck: many times the coarsest grain, and longer than a machine with
+/// much to do makes it wait.
+const STUCK: Duration = Duration::from_secs(2);
 const NEVER: u64 = u64::MAX;
 const NOBODY: u64 = 0;
 
@@ -53,6 +56,11 @@ impl Clock {
     /// The most that one tick counts for, however late it is. The reading that deadlines are set by is never older.
     fn step(&self) -> u64 {
         2 * self.grain.load(Ordering::Relaxed)
+    }
+
+    /// How long ago the last tick was.
+    fn silence(&self) -> Duration {
+        self.start.elapsed().saturating_sub(Duration::from_millis(self.ticked.load(Ordering::Relaxed)))
     }
 
     /// A tick at `time`, in milliseconds since the start. Returns the new reading.
@@ -159,6 +167,11 @@ impl Roster {
     pub fn tick(&self) {
         let now = self.clock.tick(u64::try_from(self.clock.start.elapsed().as_millis()).unwrap_or(NEVER));
         self.tell(|seat| seat.deadline.load(Ordering::Relaxed) <= now);
+    }
+
+    /// Whether the worker does nothing any more, as anybody else may ask.
+    pub fn is_stuck(&self) -> bool {
+        self.clock.silence() > STUCK
     }
 
     pub fn grain(&self) -> Duration {
@@ -378,5 +391,18 @@ mod tests {
             time += grain;
         }
         assert!((600..=750 + 2).contains(&time), "{time}");
+    }
+
+    #[test]
+    fn a_worker_is_stuck_when_its_clock_has_stood_for_seconds() {
+        let roster_since = |ago: Duration| {
+            let clock = Clock { start: Instant::now() - ago, ..Clock::new() };
+            Roster { seats: Mutex::default(), clock: Arc::new(clock), is_closing: AtomicBool::new(false) }
+        };
+        assert!(!Roster::new().is_stuck(), "it has had no time to tick yet");
+        let roster = roster_since(STUCK + Duration::from_millis(1));
+        assert!(roster.is_stuck());
+        roster.tick();
+        assert!(!roster.is_stuck());
     }
 }

@@ -337,7 +337,7 @@ async fn follow(shared: Arc<Shared>, mut reloads: mpsc::Receiver<()>, mut watch:
             () = changed => {}
             asked = reloads.recv() => if asked.is_none() { return },
         }
-        if !shared.state.is_ready() {
+        if shared.state.is_draining() {
             // A proxy that stops opens nothing new.
             return;
         }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use proptest::prelude::{ProptestConfig, Strategy, TestCaseError, any, prop, prop_assert, prop_oneof, proptest};
 use teal::config::{
     Access, AccessLog, Address, Balance, Color, Config, Health, HostHeader, HostPattern, Limits, LogFormat, MinHealthy,
-    Outlier, Probe, Problems, ProxyProtocol, Rate, Route, Secret, StatusRange, Upstream, load, parse,
+    Outlier, Probe, Problems, ProxyProtocol, Rate, ReadyWhen, Route, Secret, StatusRange, Upstream, load, parse,
 };
 
 fn folder() -> PathBuf {
@@ -76,7 +76,7 @@ fn the_example_shows_every_key() {
         ("[log]", "level format access"),
         ("[limits]", "connections connections_per_ip request_head request_headers request_body"),
         ("[limits]", "header_timeout idle_timeout body_timeout requests_per_second burst"),
-        ("[[listeners]]", "listen tls http2 proxy_protocol trusted_proxies ready_path redirect_to_https"),
+        ("[[listeners]]", "listen tls http2 proxy_protocol trusted_proxies ready_path ready_when redirect_to_https"),
         ("[services.api]", "active blue green protocol upstream_tls balance host connect_timeout response_timeout"),
         ("[services.api]", "retries queue_timeout max_in_flight resolve_interval expose_color"),
         ("[services.api.health]", "path status interval timeout rise fall host port"),
@@ -240,6 +240,7 @@ fn what_is_written_arrives_where_it_is_meant() {
         proxy_protocol = "require"
         trusted_proxies = ["10.1.2.3/8", "::1"]
         ready_path = "/ready"
+        ready_when = "all"
         redirect_to_https = true
         connections = 4
         connections_per_ip = 0
@@ -291,7 +292,7 @@ fn what_is_written_arrives_where_it_is_meant() {
     let [listener] = &config.listeners[..] else { panic!("one listener") };
     assert_eq!(listener.listen, Address::Unix("/run/edge.sock".into()));
     assert_eq!(listener.trusted_proxies.iter().map(ToString::to_string).collect::<Vec<_>>(), ["10.0.0.0/8", "::1/128"]);
-    assert_eq!(listener.proxy_protocol, ProxyProtocol::Require);
+    assert_eq!((listener.proxy_protocol, listener.ready_when), (ProxyProtocol::Require, ReadyWhen::All));
     assert_eq!((&*listener.ready_path, listener.redirect_to_https), ("/ready", true));
     let limits = Limits {
         connections: 4,

@@ -39,7 +39,7 @@ async fn while_the_balancer_leaves_everybody_is_served() {
     let mut before = Client::connect(teal.address).await;
     assert_eq!(before.get(READY).await.status, 200);
     teal.proxy().begin_stop();
-    eventually("it is not ready", || !teal.state().is_ready()).await;
+    eventually("it is not ready", || teal.state().is_draining()).await;
     assert_eq!(get(teal.address, READY).await.status, 503);
     for _ in 0..20 {
         assert_eq!(get(teal.address, "/a").await.text(), "blue");

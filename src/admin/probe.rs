@@ -4,6 +4,7 @@ use axum::extract::State;
 
 use crate::admin::app::App;
 use crate::admin::problem::Problem;
+use crate::state::Readiness;
 
 #[utoipa::path(
     get, path = "/livez", tag = "process", summary = "Whether the process lives", security(()),
@@ -18,9 +19,12 @@ pub(super) async fn livez() -> &'static str {
     security(()),
     responses(
         (status = 200, body = String, content_type = "text/plain", description = "It should"),
-        (status = 503, body = Problem, content_type = "application/problem+json", description = "The process drains"),
+        (status = 503, body = Problem, content_type = "application/problem+json", description = "The process drains, a worker is stuck, or too few services are healthy for the strictest `ready_when`"),
     )
 )]
 pub(super) async fn readyz(State(app): State<App>) -> Result<&'static str, Problem> {
-    if app.state.is_ready() { Ok("ready\n") } else { Err(Problem::not_ready()) }
+    match app.state.overall_readiness() {
+        Readiness::Ready => Ok("ready\n"),
+        readiness => Err(Problem::not_ready(readiness)),
+    }
 }

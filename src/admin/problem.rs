@@ -13,7 +13,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 
-use crate::state::{Busy, Refusal};
+use crate::state::{Busy, Readiness, Refusal};
 use crate::store::StoreError;
 
 /// A problem document (RFC 9457).
@@ -98,8 +98,16 @@ impl Problem {
         Problem::new(StatusCode::REQUEST_TIMEOUT, "urn:teal:too-slow", "Request timeout", detail)
     }
 
-    pub(super) fn not_ready() -> Problem {
-        let detail = "draining: this process is about to stop and wants no new traffic";
+    pub(super) fn not_ready(readiness: Readiness) -> Problem {
+        let detail = match readiness {
+            Readiness::Ready | Readiness::Draining => {
+                "draining: this process is about to stop and wants no new traffic"
+            }
+            Readiness::Stuck => "stuck: a worker has done nothing for seconds",
+            Readiness::Unhealthy => {
+                "no healthy service: the active colors have too few healthy endpoints for ready_when"
+            }
+        };
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "urn:teal:not-ready", "Not ready", detail)
     }
 

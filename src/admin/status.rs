@@ -23,7 +23,7 @@ use crate::admin::view::{Seen, see};
 use crate::config::Color;
 use crate::drain::{DrainReport, KindReport, rfc3339};
 use crate::service::ByKind;
-use crate::state::State;
+use crate::state::{Readiness, State};
 use crate::store::Stored;
 use crate::upstream::{Endpoint, Health, Pool};
 
@@ -36,8 +36,10 @@ pub struct Status {
     pub started_at: String,
     /// Seconds since the start.
     pub uptime_s: u64,
-    /// Whether the balancer in front should send traffic here; false from the moment the process drains.
+    /// Whether the balancer in front should send traffic here, as the listener with the strictest `ready_when` says.
     pub ready: bool,
+    /// `ready`, or why not: `draining`, `stuck`, `no healthy service`.
+    pub readiness: String,
     pub config: ConfigStatus,
     pub listeners: Vec<ListenerStatus>,
     /// By name.
@@ -230,12 +232,14 @@ async fn stored(app: &App) -> BTreeMap<String, Stored> {
 fn status(app: &App, stored: &BTreeMap<String, Stored>) -> Status {
     let state = &app.state;
     let drains = drains(state);
+    let readiness = state.overall_readiness();
     Status {
         version: super::VERSION.to_owned(),
         commit: super::COMMIT.to_owned(),
         started_at: rfc3339(app.started_at),
         uptime_s: app.started.elapsed().as_secs(),
-        ready: state.is_ready(),
+        ready: readiness == Readiness::Ready,
+        readiness: readiness.as_str().to_owned(),
         config: config(state),
         listeners: state.listeners().into_iter().map(listener).collect(),
         services: see(state).iter().map(|seen| service(seen, stored, &drains)).collect(),

@@ -53,7 +53,7 @@ impl Look {
     }
 
     fn heading(&self, status: &Status) -> String {
-        let (style, ready) = if status.ready { (Style::Good, "ready") } else { (Style::Warn, "stopping") };
+        let style = if status.ready { Style::Good } else { Style::Warn };
         let connections: u64 = status.listeners.iter().map(|listener| listener.connections).sum();
         let up = span(Duration::from_secs(status.uptime_s));
         let connections = counted(usize::try_from(connections).unwrap_or(usize::MAX), "connection");
@@ -61,7 +61,7 @@ impl Look {
         format!(
             "{} · {} · up {up} · {connections}",
             self.paint.paint(Style::Bold, &teal),
-            self.paint.paint(style, ready)
+            self.paint.paint(style, &harmless(&status.readiness))
         )
     }
 
@@ -273,7 +273,7 @@ mod tests {
 
     fn status(services: Value, config: Value) -> Status {
         serde_json::from_value(json!({
-            "version": "0.1.0", "commit": "", "started_at": NOW, "uptime_s": 90, "ready": true, "config": config,
+            "version": "0.1.0", "commit": "", "started_at": NOW, "uptime_s": 90, "ready": true, "readiness": "ready", "config": config,
             "listeners": [{ "address": "127.0.0.1:80", "connections": 3 }], "services": services,
         }))
         .unwrap()

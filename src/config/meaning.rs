@@ -25,7 +25,7 @@ use crate::config::tls::tls;
 use crate::config::units::{duration, flag, path, size, text, whole, word};
 use crate::config::{
     Access, AccessLog, Address, Admin, Config, HostPattern, Limits, Listener, Log, LogFormat, ProxyProtocol, Rate,
-    Route, Secret, Service,
+    ReadyWhen, Route, Secret, Service,
 };
 
 /// No wait is longer; much more is a mistake of units.
@@ -274,6 +274,7 @@ fn listener(table: &mut Table<'_>, base: &Limits) -> Option<Spanned<Listener>> {
     let proxy_protocol = table.value("proxy_protocol", ProxyProtocol::Off, word(&PROXY_PROTOCOL));
     let trusted_proxies = table.list("trusted_proxies", network).into_iter().map(Spanned::into_inner).collect();
     let ready_path = table.value("ready_path", "/.well-known/teal/ready".to_owned(), plain_path);
+    let ready_when = table.value("ready_when", ReadyWhen::Any, word(&READY_WHEN));
     let redirect_to_https = table.value("redirect_to_https", false, flag);
     let limits = limits(table, base.clone());
     let listen = listen?;
@@ -283,11 +284,22 @@ fn listener(table: &mut Table<'_>, base: &Limits) -> Option<Spanned<Listener>> {
         table.conflict("proxy_protocol", || message.to_owned());
     }
     let (at, listen) = (listen.span(), listen.into_inner());
-    let tls = tls.flatten().map(Arc::new);
-    let listener =
-        Listener { listen, tls, http2, proxy_protocol, trusted_proxies, ready_path, redirect_to_https, limits };
+    let listener = Listener {
+        listen,
+        tls: tls.flatten().map(Arc::new),
+        http2,
+        proxy_protocol,
+        trusted_proxies,
+        ready_path,
+        ready_when,
+        redirect_to_https,
+        limits,
+    };
     Some(Spanned::new(at, listener))
 }
+
+const READY_WHEN: [(&str, ReadyWhen); 3] =
+    [("running", ReadyWhen::Running), ("any", ReadyWhen::Any), ("all", ReadyWhen::All)];
 
 const PROXY_PROTOCOL: [(&str, ProxyProtocol); 3] =
     [("off", ProxyProtocol::Off), ("accept", ProxyProtocol::Accept), ("require", ProxyProtocol::Require)];

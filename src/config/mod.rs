@@ -212,6 +212,8 @@ pub struct Listener {
     /// Peers whose forwarding headers are believed.
     pub trusted_proxies: Vec<IpNet>,
     pub ready_path: String,
+    /// Besides that the process lives and does not stop.
+    pub ready_when: ReadyWhen,
     pub redirect_to_https: bool,
     /// `[limits]` with this listener's own values laid over them.
     pub limits: Limits,
@@ -232,6 +234,17 @@ pub enum ProxyProtocol {
     Accept,
     /// Nobody comes in without one.
     Require,
+}
+
+/// What has to be well for `ready_path` to say so; each asks for more than the one before.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum ReadyWhen {
+    /// Nothing but the process.
+    Running,
+    /// The active color of one service has a healthy endpoint.
+    Any,
+    /// That of every service.
+    All,
 }
 
 /// Limits of one listener.

@@ -25,6 +25,7 @@ use crate::quota::RateLimit;
 use crate::roster::Seat;
 use crate::router::Rules;
 use crate::service::{Kind, Passage};
+use crate::state::Readiness;
 use crate::stream::tunnel::Tunnel;
 use crate::stream::websocket;
 use crate::tls::Session;
@@ -103,7 +104,8 @@ pub(crate) fn begin(head: &RequestHead<'_>, place: &Place<'_>) -> Begun {
     let wish = wish(head, place);
     if head.path() == place.listener.ready_path {
         // Neither logged nor counted: the balancer asks all the time.
-        return Begun::Reply(Reply::ready(place.worker.state.is_ready()), closing_if_unclear(wish, head));
+        let readiness = place.worker.state.readiness(place.listener.ready_when);
+        return Begun::Reply(Reply::ready(readiness), closing_if_unclear(wish, head));
     }
     if let Err(failure) = count(head, place) {
         return refuse(&failure, Some(head), place, closing_if_unclear(wish, head));
@@ -151,7 +153,7 @@ fn refusal(failure: &Failure, head: Option<&RequestHead<'_>>) -> Reply {
     if matches!(failure, Failure::Overload) && is_event_source() {
         return Reply::come_back(between(&COME_BACK));
     }
-    Reply::to(failure).unwrap_or_else(|| Reply::ready(false))
+    Reply::to(failure).unwrap_or_else(|| Reply::ready(Readiness::Draining))
 }
 
 fn wish(head: &RequestHead<'_>, place: &Place<'_>) -> Wish {

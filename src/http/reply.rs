@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::error::Failure;
 use crate::http::body::push_field;
 use crate::http::headers::{RequestId, push_status_line};
+use crate::state::Readiness;
 
 /// An answer made here: short, without a word about our insides.
 #[derive(Debug)]
@@ -28,8 +29,9 @@ pub(crate) struct Wish {
 }
 
 impl Reply {
-    pub(crate) fn ready(is_ready: bool) -> Reply {
-        if is_ready { Reply::new(200, "ready") } else { Reply::new(503, "draining") }
+    pub(crate) fn ready(readiness: Readiness) -> Reply {
+        let status = if readiness == Readiness::Ready { 200 } else { 503 };
+        Reply::new(status, readiness.as_str())
     }
 
     /// 308 keeps method and body.

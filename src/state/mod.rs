@@ -5,6 +5,7 @@
 //! the store. Nobody may keep an `Arc<Snapshot>` longer than it takes to look something up.
 
 mod fence;
+mod readiness;
 mod receipt;
 mod report;
 mod switch;
@@ -26,6 +27,7 @@ use crate::router::{Router, Rules, Target};
 use crate::service::Service;
 use crate::store::{Store, StoreError};
 
+pub use readiness::Readiness;
 pub use receipt::{Receipt, Record, ServiceSwitch};
 pub use switch::{Aim, EndpointHealth, Refusal, StillRunning, SwitchRequest, Trigger};
 
@@ -105,6 +107,7 @@ pub struct State {
     listeners: Mutex<BTreeMap<String, Arc<ListenerStats>>>,
     drains: TaskTracker,
     store: Arc<Store>,
+    rosters: Arc<[Arc<Roster>]>,
     pub stats: ControlStats,
 }
 
@@ -120,7 +123,7 @@ impl State {
         rosters: Arc<[Arc<Roster>]>,
     ) -> Result<(Arc<State>, impl Future<Output = ()> + Send + use<>), StoreError> {
         let (commands, inbox) = mpsc::channel(QUEUE);
-        let (writer, first) = writer::Writer::open(config, store.clone(), rosters)?;
+        let (writer, first) = writer::Writer::open(config, store.clone(), rosters.clone())?;
         let state = Arc::new(State {
             snapshot: ArcSwap::from_pointee(first),
             commands,
@@ -132,6 +135,7 @@ impl State {
             listeners: Mutex::default(),
             drains: TaskTracker::new(),
             store,
+            rosters,
             stats: ControlStats::default(),
         });
         let task = writer.run(Arc::downgrade(&state), inbox);
@@ -233,9 +237,8 @@ impl State {
         self.is_draining.store(true, Ordering::Release);
     }
 
-    /// Whether the balancer in front should send traffic here.
-    pub fn is_ready(&self) -> bool {
-        !self.is_draining.load(Ordering::Acquire)
+    pub fn is_draining(&self) -> bool {
+        self.is_draining.load(Ordering::Acquire)
     }
 
     /// Resolves when no drain is under way and the last one's end has been recorded.
