@@ -14,7 +14,7 @@ use crate::http::attempt::{Progress, attempt, choose, knock_again, may_knock_aga
 use crate::http::body::{Encoding, Pump};
 use crate::http::event_stream::{RETURN, between};
 use crate::http::exchange::Done;
-use crate::http::head::{Framing, RequestHead, owned};
+use crate::http::head::{Framing, RequestHead, owned, tokens};
 use crate::http::headers::{self, Origin, Outgoing};
 use crate::http::log;
 use crate::http::reply::{Reply, Wish, prefers_problem_json};
@@ -110,13 +110,27 @@ pub(crate) fn begin(head: &RequestHead<'_>, place: &Place<'_>) -> Begun {
     if let Err(failure) = count(head, place) {
         return refuse(&failure, Some(head), place, closing_if_unclear(wish, head));
     }
-    if place.listener.redirect_to_https {
+    if place.listener.redirect_to_https && !is_safe(head, &place.origin) && !is_challenge(head.path()) {
         return redirect(head, place, closing_if_unclear(wish, head));
     }
     match enter(head, place, wish) {
         Ok(request) => Begun::Forward(request),
         Err((failure, wish)) => refuse(&failure, Some(head), place, closing_if_unclear(wish, head)),
     }
+}
+
+/// Whether the client speaks TLS, if only to a trusted proxy: redirecting that one would never end.
+fn is_safe(head: &RequestHead<'_>, origin: &Origin<'_>) -> bool {
+    let given = if origin.is_trusted { head.header("x-forwarded-proto") } else { None };
+    let proto = given.and_then(|given| tokens(given).next()).unwrap_or(origin.proto.as_bytes());
+    proto.eq_ignore_ascii_case(b"https") || proto.eq_ignore_ascii_case(b"wss")
+}
+
+/// Where certificates are had from (RFC 8555 §8.3): who asks there has reason to ask in plain text.
+fn is_challenge(path: &str) -> bool {
+    let is_token = |octet: u8| octet.is_ascii_alphanumeric() || matches!(octet, b'-' | b'_');
+    let token = path.strip_prefix("/.well-known/acme-challenge/");
+    token.is_some_and(|token| !token.is_empty() && token.bytes().all(is_token))
 }
 
 fn redirect(head: &RequestHead<'_>, place: &Place<'_>, wish: Wish) -> Begun {

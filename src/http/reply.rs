@@ -34,10 +34,15 @@ impl Reply {
         Reply::new(status, readiness.as_str())
     }
 
-    /// 308 keeps method and body.
+    /// 308 keeps method and body. Without a slash a target without one would become part of the host.
     pub(crate) fn redirect(host: &[u8], target: &str) -> Reply {
+        let path = match target {
+            "*" => "",
+            target if target.starts_with('/') => target,
+            target => &format!("/{target}"),
+        };
         let mut reply = Reply::new(308, "this is served over https");
-        reply.fields.push(("Location", [b"https://", host, target.as_bytes()].concat()));
+        reply.fields.push(("Location", [b"https://", host, path.as_bytes()].concat()));
         reply
     }
 

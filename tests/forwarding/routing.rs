@@ -125,6 +125,81 @@ async fn plain_text_is_redirected_to_https() {
     assert!(requests.lock().is_empty());
 }
 
+/// Nothing of a request but a valid host decides where the redirect goes.
+#[tokio::test]
+async fn a_redirect_leads_to_the_same_host() {
+    let (origin, requests) = Origin::recording().await;
+    let teal = Builder::app(&[&origin]).listener("redirect_to_https = true\n").start().await;
+    let targets = [
+        ("GET //evil.test/", "https://shop.test//evil.test/"),
+        ("GET /\\evil.test", "https://shop.test/\\evil.test"),
+        ("GET /@evil.test", "https://shop.test/@evil.test"),
+        ("GET http://shop.test", "https://shop.test/"),
+        ("DELETE /a%0d%0aX:%20y", "https://shop.test/a%0d%0aX:%20y"),
+        ("OPTIONS *", "https://shop.test"),
+    ];
+    for (line, location) in targets {
+        let answer =
+            Client::connect(teal.address).await.ask(format!("{line} HTTP/1.1\r\nHost: shop.test\r\n\r\n")).await;
+        assert_eq!((answer.status, answer.field("location")), (308, Some(location)), "{line}");
+    }
+    for host in ["shop.test@evil.test", "shop.test/", "shop.test?", "shop.test#", "a b", "evil.test\\.shop.test", ""] {
+        let answer = Client::connect(teal.address).await.ask(format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
+        assert_eq!((answer.status, answer.field("location")), (400, None), "{host:?}");
+    }
+    let post = "POST /a HTTP/1.1\r\nHost: shop.test\r\nContent-Length: 1000\r\n\r\n";
+    let answer = Client::connect(teal.address).await.ask(post).await;
+    assert_eq!((answer.status, answer.field("connection")), (308, Some("close")), "its body is not waited for");
+    assert!(requests.lock().is_empty());
+}
+
+/// The loop of a balancer that ends TLS in front of a proxy that redirects.
+#[tokio::test]
+async fn who_came_over_tls_to_a_trusted_balancer_is_not_redirected() {
+    let (origin, requests) = Origin::recording().await;
+    let start = |trusted: &str| {
+        Builder::app(&[&origin]).listener(&format!("redirect_to_https = true\ntrusted_proxies = [{trusted}]\n")).start()
+    };
+    let (trusting, other) = (start("\"127.0.0.1\"").await, start("\"10.0.0.1\"").await);
+    for (proto, status) in [
+        ("X-Forwarded-Proto: https\r\n", 200),
+        ("x-forwarded-proto: HTTPS\r\n", 200),
+        ("X-Forwarded-Proto: https, http\r\n", 200),
+        ("X-Forwarded-Proto: wss\r\n", 200),
+        ("X-Forwarded-Proto: http\r\n", 308),
+        ("X-Forwarded-Proto: http, https\r\n", 308),
+        ("X-Forwarded-Proto: httpss\r\n", 308),
+        ("X-Forwarded-Proto: \r\n", 308),
+        ("", 308),
+    ] {
+        let request = format!("GET / HTTP/1.1\r\nHost: a\r\n{proto}\r\n");
+        assert_eq!(Client::connect(trusting.address).await.ask(&request).await.status, status, "{proto}");
+        assert_eq!(Client::connect(other.address).await.ask(&request).await.status, 308, "{proto} of anybody");
+    }
+    assert_eq!(requests.lock().len(), 4);
+}
+
+#[tokio::test]
+async fn a_certificate_can_be_had_where_everything_is_redirected() {
+    let (origin, requests) = Origin::recording().await;
+    let teal = Builder::app(&[&origin]).listener("redirect_to_https = true\n").start().await;
+    for (path, status) in [
+        ("/.well-known/acme-challenge/evaGxfADs6pSRb2LAv9IZf17Dt3juxGJ-PCt92wr_oA", 200),
+        ("/.well-known/acme-challenge/x", 200),
+        ("/.well-known/acme-challenge/", 308),
+        ("/.well-known/acme-challenge", 308),
+        ("/.well-known/acme-challenge/x/y", 308),
+        ("/.well-known/acme-challenge/..", 308),
+        ("/.well-known/acme-challenge/%2e%2e", 308),
+        ("/.well-known/acme-challenge/x.html", 308),
+        ("/a/.well-known/acme-challenge/x", 308),
+    ] {
+        let answer = Client::connect(teal.address).await.get(path).await;
+        assert_eq!(answer.status, status, "{path}");
+    }
+    assert_eq!(requests.lock().len(), 2);
+}
+
 #[tokio::test]
 async fn ready_says_whether_the_balancer_should_send_traffic_and_is_never_routed() {
     let (origin, requests) = Origin::recording().await;
