@@ -163,10 +163,10 @@ impl Roster {
         self.dismiss(|seat| seat.listener == listener);
     }
 
-    /// Moves the clock on and wakes whoever is past its deadline. To be called every [`Roster::grain`].
-    pub fn tick(&self) {
+    /// Moves the clock on and wakes whoever is past its deadline; says how many. To be called every [`Roster::grain`].
+    pub fn tick(&self) -> usize {
         let now = self.clock.tick(u64::try_from(self.clock.start.elapsed().as_millis()).unwrap_or(NEVER));
-        self.tell(|seat| seat.deadline.load(Ordering::Relaxed) <= now);
+        self.tell(|seat| seat.deadline.load(Ordering::Relaxed) <= now)
     }
 
     /// Whether the worker does nothing any more, as anybody else may ask.

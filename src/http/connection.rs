@@ -87,9 +87,14 @@ async fn next_head(client: &mut Client, is_first: bool) -> Option<Begun> {
             Ok(_) => return None,
             Err(Interrupt::Leave) if may_leave && (is_first || client.stream.has_input()) => {
                 // A client that has just been let in takes a close for a failure, and does not repeat its request. Nor
-                // is one turned away whose request is here and was not seen yet.
+                // is one turned away whose request is here and was not seen yet, now or after its time.
                 may_leave = false;
                 client.seat.within(limits.header_timeout.min(FIRST_WORDS));
+                continue;
+            }
+            Err(Interrupt::Timeout) if is_idle && may_leave && was_empty && client.stream.has_input() => {
+                may_leave = false;
+                client.seat.within(limits.header_timeout);
                 continue;
             }
             Err(Interrupt::Timeout) if (is_idle || !may_leave) && client.buffer.is_empty() => return None,
@@ -210,6 +215,16 @@ async fn linger(client: &mut Client) {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use crate::http::Worker;
+    use crate::net::Stream;
+    use crate::roster::Roster;
+    use crate::state::State;
+    use crate::store::Store;
+
     use super::*;
 
     const MAX: usize = 64 * 1024;
@@ -220,5 +235,56 @@ mod tests {
         assert!(is_worth_parsing(&line[..MAX_REQUEST_LINE + 1], MAX_REQUEST_LINE, MAX));
         assert!(!is_worth_parsing(&line[..MAX_REQUEST_LINE + 2], MAX_REQUEST_LINE + 1, MAX));
         assert!(is_worth_parsing(&line, MAX - 1, MAX));
+    }
+
+    /// A client between two requests, and the other end of its connection.
+    fn idle_client(roster: &Arc<Roster>, state_dir: &Path) -> (Client, std::net::TcpStream) {
+        let text = "[[listeners]]\nlisten = \"127.0.0.1:0\"\nidle_timeout = \"1ms\"\nheader_timeout = \"1h\"";
+        let config = crate::config::parse(text, Path::new("test.toml")).expect("a valid config");
+        let listener = config.listeners[0].clone();
+        let store = Arc::new(Store::open(state_dir).expect("a new store"));
+        let (state, _) = State::open(config, store, [roster.clone()].into()).expect("a new state");
+        let worker = Worker { id: 0, state, roster: roster.clone(), access: None, overload: Default::default() };
+        let door = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let peer = std::net::TcpStream::connect(door.local_addr().expect("an address")).expect("a listener");
+        let (socket, _) = door.accept().expect("a connection");
+        socket.set_nonblocking(true).expect("a TCP socket");
+        let stream = Stream::Tcp(tokio::net::TcpStream::from_std(socket).expect("a runtime"));
+        let seat = roster.sit(1);
+        let stats = Arc::default();
+        (Client::new(stream, None, None, seat, Arc::new(worker), listener, stats, None, Box::new(())), peer)
+    }
+
+    async fn poll_once<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> {
+        poll_fn(|cx| Poll::Ready(std::pin::Pin::new(&mut *future).poll(cx))).await
+    }
+
+    /// The system has the request, and the runtime has not said so yet: nothing is awaited in between.
+    #[tokio::test]
+    async fn a_close_never_overtakes_a_request_that_is_here() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        for (place, is_asked_to_leave, sent) in [(0, false, true), (1, true, true), (2, false, false), (3, true, false)]
+        {
+            let roster = Roster::new();
+            roster.set_shortest_timeout(Duration::from_millis(1));
+            let (mut client, mut peer) = idle_client(&roster, &dir.path().join(place.to_string()));
+            client.seat.take().await;
+            let mut next = Box::pin(next_head(&mut client, false));
+            assert!(poll_once(&mut next).await.is_pending());
+            if sent {
+                peer.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").expect("an open connection");
+            }
+            if is_asked_to_leave {
+                roster.close();
+            } else {
+                while roster.tick() == 0 {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            }
+            assert_eq!(poll_once(&mut next).await.is_pending(), sent, "it is closed although a request is here");
+            if sent {
+                assert!(next.await.is_some(), "the request is not read");
+            }
+        }
     }
 }
