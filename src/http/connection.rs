@@ -244,7 +244,8 @@ mod tests {
         let listener = config.listeners[0].clone();
         let store = Arc::new(Store::open(state_dir).expect("a new store"));
         let (state, _) = State::open(config, store, [roster.clone()].into()).expect("a new state");
-        let worker = Worker { id: 0, state, roster: roster.clone(), access: None, overload: Default::default() };
+        let (overload, handshakes) = Default::default();
+        let worker = Worker { id: 0, state, roster: roster.clone(), access: None, overload, handshakes };
         let door = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         let peer = std::net::TcpStream::connect(door.local_addr().expect("an address")).expect("a listener");
         let (socket, _) = door.accept().expect("a connection");
@@ -252,7 +253,7 @@ mod tests {
         let stream = Stream::Tcp(tokio::net::TcpStream::from_std(socket).expect("a runtime"));
         let seat = roster.sit(1);
         let stats = Arc::default();
-        (Client::new(stream, None, None, seat, Arc::new(worker), listener, stats, None, Box::new(())), peer)
+        (Client::new(stream, None, None, seat, Arc::new(worker), listener, stats, None, None, Box::new(())), peer)
     }
 
     async fn poll_once<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> {
