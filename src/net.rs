@@ -50,6 +50,27 @@ pub trait Multiplexed: Send + Sync + std::fmt::Debug {
     fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
 }
 
+/// A connection on which more streams can be opened.
+pub trait Opener: Send + std::fmt::Debug {
+    /// `None`: it has as many as it may.
+    fn open(&mut self) -> Option<Stream>;
+    /// Streams that are open.
+    fn in_use(&self) -> usize;
+    /// Whether nothing can be opened any more.
+    fn is_over(&mut self) -> bool;
+}
+
+/// The other side has said that it did nothing with what it was sent: it may be sent elsewhere.
+#[derive(Debug, thiserror::Error)]
+#[error("refused before it was looked at: {0}")]
+pub struct Refused(pub Box<dyn std::error::Error + Send + Sync>);
+
+impl Refused {
+    pub fn is_in(error: &io::Error) -> bool {
+        error.get_ref().is_some_and(|inner| inner.is::<Refused>())
+    }
+}
+
 /// What is left of a stream that was handed to somebody else.
 #[derive(Debug)]
 struct Gone;

@@ -132,7 +132,7 @@ fn what_is_not_in_this_version_is_refused_and_says_so() {
     let example = example();
     let is_later = |line: &&str| line.starts_with("# ") && line.ends_with("# not in this version");
     let later: Vec<_> = example.lines().filter(is_later).collect();
-    assert_eq!(later.len(), 3, "{later:?}");
+    assert_eq!(later.len(), 2, "{later:?}");
     for line in later {
         let Problems(found) = read(&example.replace(line, &line[2..])).expect_err(line);
         assert!(found.len() == 1 && found[0].message.contains("this version of teal"), "{line}: {found:?}");

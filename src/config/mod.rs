@@ -8,6 +8,7 @@
 mod address;
 mod file;
 mod meaning;
+mod origin;
 pub mod problem;
 mod reader;
 mod release;
@@ -30,6 +31,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 pub use file::{load, parse};
+pub use origin::{Protocol, UpstreamTls};
 pub use problem::{Problem, Problems};
 pub use reader::Expected;
 pub use tls::{Certificate, CertificateFacts, ClientAuth, Tls, TlsVersion};
@@ -296,6 +298,9 @@ pub struct Service {
     pub active: Color,
     /// No address twice in a pool.
     pub pools: ByColor<Vec<Upstream>>,
+    pub protocol: Protocol,
+    /// `None`: plain text.
+    pub upstream_tls: Option<Arc<UpstreamTls>>,
     pub balance: Balance,
     pub host: HostHeader,
     pub connect_timeout: Duration,

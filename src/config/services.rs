@@ -10,9 +10,10 @@ use toml::de::DeValue;
 
 use crate::config::address::{authority, target, upstream};
 use crate::config::meaning::{LONGEST, SHORTEST};
+use crate::config::origin::{Protocol, upstream_tls};
 use crate::config::reader::{Expected, Table, quoted};
 use crate::config::release::{drain, switch};
-use crate::config::units::{duration, flag, only, status, whole, word, words_expected};
+use crate::config::units::{duration, flag, status, whole, word, words_expected};
 use crate::config::{Balance, ByColor, Color, Health, HostHeader, Outlier, Probe, Service, StatusRange, Upstream};
 
 /// How often something may be asked again and again.
@@ -40,10 +41,10 @@ fn service(name: &str, table: &mut Table<'_>) -> Service {
     let colors = word(&[("blue", Color::Blue), ("green", Color::Green)]);
     let active = table.value("active", Color::Blue, colors);
     let pools = ByColor { blue: pool(table, "blue"), green: pool(table, "green") };
-    let protocol = "this version of teal speaks HTTP/1.1 to endpoints only";
-    table.optional("protocol", only("http1", protocol));
-    let upstream_tls = "this version of teal does not speak TLS to endpoints yet; reach them in plain text";
-    table.later("upstream_tls", upstream_tls);
+    let protocol = table.value("protocol", Protocol::Http1, word(&PROTOCOLS));
+    let has_tls = table.has("upstream_tls");
+    let upstream_tls = has_tls.then(|| table.table("upstream_tls", |table| upstream_tls(table, protocol)));
+    check_protocol(table, protocol, &pools);
     let balance = table.value("balance", Balance::LeastRequest, balance);
     let host = table.value("host", HostHeader::Preserve, host_header);
     let connect_timeout = table.value("connect_timeout", Duration::from_secs(2), duration(SHORTEST..=LONGEST));
@@ -57,6 +58,8 @@ fn service(name: &str, table: &mut Table<'_>) -> Service {
     Service {
         name: name.into(),
         active,
+        protocol,
+        upstream_tls: upstream_tls.flatten().map(Arc::new),
         balance,
         host,
         connect_timeout,
@@ -71,6 +74,24 @@ fn service(name: &str, table: &mut Table<'_>) -> Service {
         switch: table.table("switch", switch),
         drain: table.table("drain", drain),
         pools,
+    }
+}
+
+const PROTOCOLS: [(&str, Protocol); 3] = [("http1", Protocol::Http1), ("h2", Protocol::H2), ("h2c", Protocol::H2c)];
+
+fn check_protocol(table: &Table<'_>, protocol: Protocol, pools: &ByColor<Vec<Upstream>>) {
+    match (protocol, table.has("upstream_tls")) {
+        (Protocol::H2, false) => table.conflict("protocol", || {
+            "found \"h2\" without upstream_tls, expected both, or \"h2c\" for HTTP/2 in plain text".to_owned()
+        }),
+        (Protocol::H2c, true) => table.conflict("protocol", || {
+            "found \"h2c\" beside upstream_tls, expected \"h2\", which is HTTP/2 inside TLS".to_owned()
+        }),
+        _ => {}
+    }
+    let is_unix = |upstream: &&Upstream| matches!(upstream, Upstream::Unix(_));
+    if table.has("upstream_tls") && pools.blue.iter().chain(&pools.green).any(|upstream| is_unix(&upstream)) {
+        table.conflict("upstream_tls", || "found beside a unix socket, which needs no TLS".to_owned());
     }
 }
 

@@ -138,14 +138,6 @@ pub(crate) fn words_expected(text: &str, words: impl Iterator<Item = &'static st
     }
 }
 
-/// A word beside which a later version will know others: those are refused, never ignored.
-pub(crate) fn only(word: &'static str, why: &'static str) -> impl Fn(&DeValue<'_>) -> Result<(), Expected> {
-    move |value| match value.as_str() {
-        Some(text) if text == word => Ok(()),
-        _ => Err(format!("{word:?}: {why}").into()),
-    }
-}
-
 /// Any text that is not empty.
 pub(crate) fn text(value: &DeValue<'_>) -> Result<String, Expected> {
     match value.as_str() {

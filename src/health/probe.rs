@@ -15,6 +15,7 @@ use httparse::{EMPTY_HEADER, Response, Status};
 use parking_lot::Mutex;
 use rustix::io::Errno;
 use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::config::{self, Address, Color, Probe, StatusRange, Upstream};
 use crate::health::{Settings, is_due};
@@ -108,6 +109,8 @@ enum ProbeError {
     Closed,
     #[error("answer is not HTTP")]
     NotHttp,
+    #[error("answer is not HTTP/2")]
+    NotHttp2,
     #[error("head of the answer too large")]
     HeadTooLarge,
     #[error("status {found}, expected {}", Expected(expected))]
@@ -155,14 +158,19 @@ impl fmt::Display for Expected<'_> {
 async fn probe(endpoint: &Endpoint, health: &config::Health) -> Result<(), ProbeError> {
     let deadline = Instant::now() + health.timeout;
     let address = target(endpoint.address(), health.port);
-    let connected = timeout_at(deadline, connect(&address)).await;
+    let connected = timeout_at(deadline, connect(endpoint, &address)).await;
     let mut stream = connected.map_err(|_| ProbeError::NoConnection(health.timeout))?.map_err(ProbeError::Connect)?;
     let Probe::Http { path, status, host } = &health.probe else { return Ok(()) };
     let host = host.clone().unwrap_or_else(|| host_of(endpoint.upstream(), health.port));
-    let answer = timeout_at(deadline, ask(&mut stream, path, &host)).await;
-    let found = answer.map_err(|_| ProbeError::NoAnswer(health.timeout))??;
-    // The result does not wait for it.
-    tokio::spawn(timeout_at(deadline, hear_out(stream)));
+    let no_answer = |_| ProbeError::NoAnswer(health.timeout);
+    let found = if endpoint.transport().protocol.is_http2() {
+        timeout_at(deadline, ask_http2(stream, path, &host)).await.map_err(no_answer)??
+    } else {
+        let found = timeout_at(deadline, ask(&mut stream, path, &host)).await.map_err(no_answer)??;
+        // The result does not wait for it.
+        tokio::spawn(timeout_at(deadline, hear_out(stream)));
+        found
+    };
     if status.iter().any(|range| (range.from..=range.to).contains(&found)) {
         Ok(())
     } else {
@@ -185,6 +193,20 @@ fn host_of(upstream: &Upstream, port: Option<u16>) -> String {
         Upstream::Name { host, port: own } => format!("{host}:{}", port.unwrap_or(*own)),
         Upstream::Unix(_) => "localhost".to_owned(),
     }
+}
+
+/// The status that an origin answers that speaks HTTP/2.
+async fn ask_http2(stream: Stream, path: &str, host: &str) -> Result<u16, ProbeError> {
+    let scheme = if stream.is_plain() { "http" } else { "https" };
+    let request = http::Request::get(format!("{scheme}://{host}{path}"))
+        .header("user-agent", concat!("teal-health/", env!("CARGO_PKG_VERSION")))
+        .body(())
+        .map_err(|_| ProbeError::NotHttp2)?;
+    let (send, connection) = h2::client::handshake(stream).await.map_err(|_| ProbeError::NotHttp2)?;
+    let _driver = AbortOnDropHandle::new(tokio::spawn(connection));
+    let mut send = send.ready().await.map_err(|_| ProbeError::NotHttp2)?;
+    let (answer, _) = send.send_request(request, true).map_err(|_| ProbeError::NotHttp2)?;
+    Ok(answer.await.map_err(|_| ProbeError::NotHttp2)?.status().as_u16())
 }
 
 /// The status that the origin answers.
@@ -275,6 +297,7 @@ mod tests {
 
     use super::*;
     use crate::health::tests::settings;
+    use crate::upstream::Transport;
 
     #[test]
     fn reasons_are_part_of_a_sentence() {
@@ -335,7 +358,8 @@ mod tests {
         let pace = Arc::new(Pace { next: Mutex::new(start + minute) });
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("it is bound");
-        let endpoint = Endpoint::new(Upstream::Ip(address), Address::Tcp(address), 1, Arc::default());
+        let endpoint =
+            Endpoint::new(Upstream::Ip(address), Address::Tcp(address), Transport::default(), 1, Arc::default());
         let endpoint = Arc::new(endpoint);
         let (_sender, settings) = watch::channel(settings("1h"));
         let probing = tokio::spawn(keep_probing(endpoint.clone(), Color::Blue, settings, pace));

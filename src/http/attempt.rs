@@ -1,6 +1,7 @@
 //! One attempt of a request at one endpoint: choosing it, connecting, and what may be tried again.
 
 use std::future::poll_fn;
+use std::io;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -12,8 +13,9 @@ use crate::error::{Failure, Side};
 use crate::http::body::Pump;
 use crate::http::exchange::{Done, Exchange};
 use crate::http::forward::Request;
+use crate::http::http2::origin;
 use crate::http::{Client, Worker};
-use crate::net::Stream;
+use crate::net::{Refused, Stream};
 use crate::roster::{Interrupt, Seat};
 use crate::upstream::{self, Choice, Endpoint, Lease};
 
@@ -56,6 +58,7 @@ pub(crate) async fn attempt(
             return Attempt { result: Err(failure), progress: Progress::default(), origin: None };
         }
     };
+    let is_shared = lease.endpoint().transport().protocol.is_http2();
     upload.restart(outgoing_head(request, lease.endpoint()));
     let (result, progress) = {
         let mut exchange = Exchange::new(client, &mut origin, &mut request.passage, &request.facts, upload);
@@ -71,7 +74,7 @@ pub(crate) async fn attempt(
     };
     judge(request, lease.endpoint(), &result.as_ref().map(|_| ()), progress.status);
     match &result {
-        Ok(Done::Answered { origin_is_reusable: true, .. }) => {
+        Ok(Done::Answered { origin_is_reusable: true, .. }) if !is_shared => {
             lease.endpoint().put_idle(client.worker.id, origin, Instant::now());
             Attempt { result, progress, origin: None }
         }
@@ -191,13 +194,28 @@ async fn connection(
     endpoint: &Endpoint,
     may_reuse: bool,
 ) -> Result<Stream, Failure> {
-    let is_careful = !request.facts.is_idempotent;
-    if let Some(idle) = if may_reuse { endpoint.take_idle(client.worker.id, is_careful) } else { None } {
-        return Ok(idle);
+    let is_shared = endpoint.transport().protocol.is_http2();
+    let known = match may_reuse {
+        true if is_shared => endpoint.share(client.worker.id),
+        true => endpoint.take_idle(client.worker.id, !request.facts.is_idempotent),
+        false => None,
+    };
+    if let Some(known) = known {
+        return Ok(known);
     }
     let stats = request.passage.stats();
     client.seat.within(request.passage.service().config.connect_timeout);
-    let result = match client.seat.guard(upstream::connect(endpoint.address())).await {
+    let connecting = async {
+        let stream = upstream::connect(endpoint, endpoint.address()).await?;
+        if !is_shared {
+            return Ok(stream);
+        }
+        let mut opener = origin::begin(stream).await?;
+        let stream = opener.open();
+        endpoint.put_shared(client.worker.id, opener);
+        stream.ok_or_else(|| io::Error::other("the endpoint takes no request"))
+    };
+    let result = match client.seat.guard(connecting).await {
         Ok(Ok(stream)) => Ok(stream),
         Ok(Err(error)) => Err(Failure::Connect(error)),
         Err(Interrupt::Timeout) => Err(Failure::ConnectTimeout),
@@ -245,6 +263,10 @@ pub(crate) fn may_repeat(request: &Request, upload: &Pump, failure: &Failure, pr
     if failure.side() != Side::Origin || progress.was_answering {
         return false;
     }
-    let is_safe = failure.was_never_sent() || (request.facts.is_idempotent && matches!(failure, Failure::Broken(_)));
+    let is_safe = match failure {
+        Failure::Broken(Some(error)) if Refused::is_in(error) => true,
+        Failure::Broken(_) => request.facts.is_idempotent,
+        failure => failure.was_never_sent(),
+    };
     is_safe && (failure.was_never_sent() || upload.can_rewind())
 }

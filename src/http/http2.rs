@@ -4,6 +4,7 @@
 //! the client it speaks frames, towards us the text of HTTP/1.1. So a request has one meaning whichever way it came, and
 //! everything that is promised of a request is promised once. Frames, flow control and their abuse are left to `h2`.
 
+pub(super) mod origin;
 mod stream;
 mod text;
 

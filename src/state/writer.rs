@@ -22,7 +22,7 @@ use crate::state::report::{count_drain, keep_receipt, log_done, log_drained, log
 use crate::state::switch::{Refusal, Step, SwitchRequest, Trigger};
 use crate::state::{Command, Resolved, Snapshot, State, Wanted};
 use crate::store::{Entry, Store, StoreError, Stored};
-use crate::upstream::{Endpoint, Pool, Vacancy};
+use crate::upstream::{Endpoint, Pool, Transport, Vacancy};
 
 /// Owned by its task; what it knows besides the snapshot is what the store knows, and what is under way.
 pub(super) struct Writer {
@@ -356,9 +356,9 @@ impl Writer {
             names.entry(endpoint.upstream().clone()).or_default().push(endpoint.address().clone());
         }
         names.insert(resolved.name, resolved.addresses.into_iter().map(Address::Tcp).collect());
-        let list = &service.config.pools[resolved.color];
+        let (config, color) = (&service.config, resolved.color);
         let mut next = (**service).clone();
-        next.pools[resolved.color] = Arc::new(pool_of(list, &names, Some(pool), pool.vacancy(), self.rosters.len()));
+        next.pools[color] = Arc::new(pool_of(config, color, &names, Some(pool), pool.vacancy(), self.rosters.len()));
         drop(before);
         self.replace(state, vec![next.share()]);
     }
@@ -502,7 +502,7 @@ fn next_service(
         for endpoint in before.iter().flat_map(|pool| pool.endpoints()) {
             names.entry(endpoint.upstream().clone()).or_default().push(endpoint.address().clone());
         }
-        Arc::new(pool_of(&config.pools[color], &names, before, &vacancy, workers))
+        Arc::new(pool_of(config, color, &names, before, &vacancy, workers))
     };
     let pools = ByColor::from_fn(pool);
     let number = stored.map_or(1, |stored| stored.generation);
@@ -512,17 +512,19 @@ fn next_service(
     }
 }
 
-/// The pool of `list`; addresses that were there before keep their endpoints. `names` has the addresses of DNS names.
+/// The pool of a color; endpoints stay that are reached as before. `names` has the addresses of DNS names.
 fn pool_of(
-    list: &[Upstream],
+    config: &config::Service,
+    color: Color,
     names: &HashMap<Upstream, Vec<Address>>,
     before: Option<&Pool>,
     vacancy: &Arc<Vacancy>,
     workers: usize,
 ) -> Pool {
+    let transport = Transport { protocol: config.protocol, tls: config.upstream_tls.clone() };
     let mut endpoints: Vec<Arc<Endpoint>> = Vec::new();
     let mut unresolved = Vec::new();
-    for upstream in list {
+    for upstream in &config.pools[color] {
         let addresses = match upstream {
             Upstream::Ip(address) => vec![Address::Tcp(*address)],
             Upstream::Unix(path) => vec![Address::Unix(path.clone())],
@@ -532,9 +534,13 @@ fn pool_of(
             unresolved.push(upstream.clone());
         }
         for address in addresses {
-            let is_same = |known: &&Arc<Endpoint>| known.upstream() == upstream && *known.address() == address;
+            let is_same = |known: &&Arc<Endpoint>| {
+                known.upstream() == upstream && *known.address() == address && *known.transport() == transport
+            };
             let known = before.and_then(|before| before.endpoints().iter().find(is_same)).cloned();
-            let new = || Arc::new(Endpoint::new(upstream.clone(), address.clone(), workers, vacancy.clone()));
+            let new = || {
+                Arc::new(Endpoint::new(upstream.clone(), address.clone(), transport.clone(), workers, vacancy.clone()))
+            };
             endpoints.push(known.unwrap_or_else(new));
         }
     }

@@ -106,11 +106,12 @@ mod tests {
 
     use super::*;
     use crate::config::{self, Address, Upstream};
+    use crate::upstream::Transport;
     use crate::upstream::Vacancy;
 
     fn endpoint(port: u16) -> Arc<Endpoint> {
         let address = ([127, 0, 0, 1], port).into();
-        Arc::new(Endpoint::new(Upstream::Ip(address), Address::Tcp(address), 1, Arc::default()))
+        Arc::new(Endpoint::new(Upstream::Ip(address), Address::Tcp(address), Transport::default(), 1, Arc::default()))
     }
 
     #[test]

@@ -3,9 +3,11 @@
 use std::io;
 
 use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::TlsConnector;
 
 use crate::config::Address;
 use crate::net::Stream;
+use crate::upstream::Endpoint;
 
 /// Nothing was sent: another endpoint may be tried.
 #[derive(Debug, thiserror::Error)]
@@ -16,17 +18,24 @@ pub enum ConnectError {
     Timeout,
 }
 
-/// Connects without a time limit; bound it from outside.
+/// Connects to where an endpoint is, or to another port there, without a time limit; bound it from outside.
 ///
 /// # Errors
-/// What the operating system says, such as a refused connection.
-pub async fn connect(address: &Address) -> io::Result<Stream> {
-    match address {
+/// What the operating system says, such as a refused connection, or what is wrong with the endpoint's TLS.
+pub async fn connect(endpoint: &Endpoint, address: &Address) -> io::Result<Stream> {
+    let stream = match address {
         Address::Tcp(address) => {
             let stream = TcpStream::connect(address).await?;
             stream.set_nodelay(true)?;
-            Ok(Stream::Tcp(stream))
+            Stream::Tcp(stream)
         }
-        Address::Unix(path) => Ok(Stream::Unix(UnixStream::connect(path).await?)),
+        Address::Unix(path) => Stream::Unix(UnixStream::connect(path).await?),
+    };
+    let Some(tls) = &endpoint.transport().tls else { return Ok(stream) };
+    let name = tls.name_of(endpoint.upstream()).ok_or(io::ErrorKind::InvalidInput)?;
+    let stream = TlsConnector::from(tls.client.clone()).connect(name, stream).await?;
+    if endpoint.transport().protocol.is_http2() && stream.get_ref().1.alpn_protocol() != Some(b"h2") {
+        return Err(io::Error::other("the endpoint does not speak HTTP/2"));
     }
+    Ok(Stream::Tls(Box::new(stream.into())))
 }

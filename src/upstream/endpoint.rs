@@ -7,8 +7,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
 
-use crate::config::{Address, Upstream};
-use crate::net::Stream;
+use crate::config::{Address, Protocol, Upstream, UpstreamTls};
+use crate::net::{Opener, Stream};
 use crate::upstream::Vacancy;
 
 const HEALTHY: u8 = 1;
@@ -30,11 +30,12 @@ pub enum Health {
     Unhealthy,
 }
 
-/// Lives as long as (service, color, address) stays in the configuration, and for requests that still use it.
+/// Lives as long as (service, color, address, transport) stays in the configuration, and for requests that still use it.
 pub struct Endpoint {
     /// As the configuration names it.
     upstream: Upstream,
     address: Address,
+    transport: Transport,
     /// How people and metrics call it.
     name: Arc<str>,
     state: AtomicU8,
@@ -44,7 +45,17 @@ pub struct Endpoint {
     ejection: Mutex<Ejection>,
     probes: Mutex<Probes>,
     idle: Box<[Mutex<Vec<Idle>>]>,
+    /// Connections that requests share, by worker.
+    shared: Box<[Mutex<Vec<Shared>>]>,
     vacancy: Arc<Vacancy>,
+}
+
+/// How an endpoint is spoken to.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Transport {
+    pub protocol: Protocol,
+    /// `None`: plain text.
+    pub tls: Option<Arc<UpstreamTls>>,
 }
 
 #[derive(Debug, Default)]
@@ -67,6 +78,12 @@ pub struct ProbeResult {
 }
 
 #[derive(Debug)]
+struct Shared {
+    opener: Box<dyn Opener>,
+    used: Instant,
+}
+
+#[derive(Debug)]
 struct Idle {
     stream: Stream,
     since: Instant,
@@ -79,7 +96,13 @@ impl fmt::Debug for Endpoint {
 }
 
 impl Endpoint {
-    pub fn new(upstream: Upstream, address: Address, workers: usize, vacancy: Arc<Vacancy>) -> Endpoint {
+    pub fn new(
+        upstream: Upstream,
+        address: Address,
+        transport: Transport,
+        workers: usize,
+        vacancy: Arc<Vacancy>,
+    ) -> Endpoint {
         let name = match (&upstream, &address) {
             (Upstream::Name { host, .. }, Address::Tcp(address)) => format!("{host}/{address}").into(),
             _ => upstream.to_string().into(),
@@ -87,6 +110,7 @@ impl Endpoint {
         Endpoint {
             upstream,
             address,
+            transport,
             name,
             state: AtomicU8::new(0),
             in_flight: AtomicUsize::new(0),
@@ -95,6 +119,7 @@ impl Endpoint {
             ejection: Mutex::default(),
             probes: Mutex::default(),
             idle: (0..workers.max(1)).map(|_| Mutex::default()).collect(),
+            shared: (0..workers.max(1)).map(|_| Mutex::default()).collect(),
             vacancy,
         }
     }
@@ -105,6 +130,10 @@ impl Endpoint {
 
     pub fn address(&self) -> &Address {
         &self.address
+    }
+
+    pub fn transport(&self) -> &Transport {
+        &self.transport
     }
 
     pub fn name(&self) -> &Arc<str> {
@@ -248,10 +277,31 @@ impl Endpoint {
         }
     }
 
+    /// One more stream on a connection of `worker` that others use, too.
+    pub fn share(&self, worker: usize) -> Option<Stream> {
+        let mut shared = self.shared[worker].lock();
+        shared.retain_mut(|shared| !shared.opener.is_over());
+        shared.iter_mut().find_map(|shared| {
+            let stream = shared.opener.open()?;
+            shared.used = Instant::now();
+            Some(stream)
+        })
+    }
+
+    /// Lets other requests of `worker` share a connection.
+    pub fn put_shared(&self, worker: usize, opener: Box<dyn Opener>) {
+        self.shared[worker].lock().push(Shared { opener, used: Instant::now() });
+    }
+
     /// Drops the idle connections of `worker` that are old or that the origin has closed.
     pub fn sweep(&self, worker: usize, now: Instant) {
         let mut idle = self.idle[worker].lock();
         idle.retain_mut(|idle| now.saturating_duration_since(idle.since) < MAX_IDLE_AGE && idle.stream.is_quiet());
+        let is_of_use = |shared: &mut Shared| {
+            let is_recent = now.saturating_duration_since(shared.used) < MAX_IDLE_AGE;
+            !shared.opener.is_over() && (is_recent || shared.opener.in_use() > 0)
+        };
+        self.shared[worker].lock().retain_mut(is_of_use);
     }
 }
 
@@ -285,7 +335,8 @@ mod tests {
     async fn a_connection_on_which_something_has_come_in_is_not_used_again() {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("an address");
-        let endpoint = Endpoint::new(Upstream::Ip(address), Address::Tcp(address), 1, Arc::default());
+        let endpoint =
+            Endpoint::new(Upstream::Ip(address), Address::Tcp(address), Transport::default(), 1, Arc::default());
         let kept = || {
             let socket = TcpStream::connect(address).expect("a listener");
             socket.set_nonblocking(true).expect("a TCP socket");

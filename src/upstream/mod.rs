@@ -16,7 +16,7 @@ use crate::config::Upstream;
 
 pub use balance::{Choice, hash_key};
 pub use connect::{ConnectError, connect};
-pub use endpoint::{Endpoint, Health, Lease, ProbeResult};
+pub use endpoint::{Endpoint, Health, Lease, ProbeResult, Transport};
 
 /// The endpoints of one color of one service.
 #[derive(Debug)]

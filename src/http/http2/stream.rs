@@ -21,32 +21,30 @@ const STEP: usize = 16 * 1024;
 /// broken answer never looks whole.
 #[derive(Debug)]
 pub(super) struct Exchange {
-    request: Request,
+    request: Text,
     body: RecvStream,
     answer: Answer,
     respond: SendResponse<Bytes>,
     is_head: bool,
 }
 
-/// How far the request has been read.
+/// A message as text, as far as it has come in and not been read.
 #[derive(Debug)]
-struct Request {
+pub(super) struct Text {
     /// Goes before `data`, then `data`, then the line end behind a chunk.
     before: Bytes,
     data: Bytes,
     after: Bytes,
-    state: Reading,
+    pub(super) state: Reading,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Reading {
+pub(super) enum Reading {
     /// A body as it is: its length is announced, or it is a WebSocket's.
     Plain,
     Chunked,
-    /// The request is over.
+    /// The message is over.
     Over,
-    /// So is its last line; the client may still give up.
-    Ended,
 }
 
 /// How far the answer has been written.
@@ -66,38 +64,12 @@ impl Exchange {
             (false, true) => Reading::Chunked,
             (false, false) => Reading::Plain,
         };
-        let request = Request { before: head.text.into(), data: Bytes::new(), after: Bytes::new(), state };
+        let request = Text::new(head.text, state);
         Exchange { request, body, answer: Answer::Head(Vec::new()), respond, is_head }
-    }
-
-    /// Makes something to read, unless there is.
-    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !self.request.is_empty() {
-            return Poll::Ready(Ok(()));
-        }
-        match (self.request.state, ready!(self.body.poll_data(cx))) {
-            (Reading::Plain, Some(data)) => self.request.data = data.map_err(broken)?,
-            (Reading::Chunked, Some(data)) => {
-                self.request.data = data.map_err(broken)?;
-                if !self.request.data.is_empty() {
-                    self.request.before = text::chunk_size(self.request.data.len());
-                    self.request.after = Bytes::from_static(b"\r\n");
-                }
-            }
-            (Reading::Chunked, None) => {
-                let trailers = ready!(self.body.poll_trailers(cx)).map_err(broken)?;
-                let section = trailers.map_or(b"\r\n".to_vec(), |fields| text::trailers(&fields));
-                self.request.before = [&b"0\r\n"[..], &section].concat().into();
-                self.request.state = Reading::Over;
-            }
-            (_, _) => self.request.state = Reading::Over,
-        }
-        Poll::Ready(Ok(()))
     }
 
     /// The request is over: the next thing to learn is that the client has given up, or that we are through.
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        self.request.state = Reading::Ended;
         let reset = match &mut self.answer {
             // Of a WebSocket it is an end, and no more than that.
             Answer::Done | Answer::Open(_) => return Poll::Ready(Ok(0)),
@@ -153,7 +125,12 @@ fn is_upgrade(head: &[u8]) -> bool {
 }
 
 /// Sends a piece of a body, as much as the client grants.
-fn send_some(send: &mut SendStream<Bytes>, decoder: &mut Decoder, room: usize, bytes: &[u8]) -> io::Result<usize> {
+pub(super) fn send_some(
+    send: &mut SendStream<Bytes>,
+    decoder: &mut Decoder,
+    room: usize,
+    bytes: &[u8],
+) -> io::Result<usize> {
     let mut trailers = Vec::new();
     let input = &bytes[..bytes.len().min(room)];
     let step = decoder.step(input, &mut trailers).map_err(|_| io::ErrorKind::InvalidData)?;
@@ -171,7 +148,7 @@ fn send_some(send: &mut SendStream<Bytes>, decoder: &mut Decoder, room: usize, b
 }
 
 /// Room in the client's window, at least one octet.
-fn poll_room(send: &mut SendStream<Bytes>, cx: &mut Context<'_>, wanted: usize) -> Poll<io::Result<usize>> {
+pub(super) fn poll_room(send: &mut SendStream<Bytes>, cx: &mut Context<'_>, wanted: usize) -> Poll<io::Result<usize>> {
     loop {
         let room = send.capacity();
         if room > 0 {
@@ -186,19 +163,72 @@ fn poll_room(send: &mut SendStream<Bytes>, cx: &mut Context<'_>, wanted: usize) 
     }
 }
 
-fn broken(error: h2::Error) -> io::Error {
+pub(super) fn broken(error: h2::Error) -> io::Error {
     match error.is_io() {
         true => error.into_io().unwrap_or_else(|| io::ErrorKind::BrokenPipe.into()),
         false => io::Error::new(io::ErrorKind::ConnectionReset, error),
     }
 }
 
-impl Request {
+impl Text {
+    pub(super) fn new(head: Vec<u8>, state: Reading) -> Text {
+        Text { before: head.into(), data: Bytes::new(), after: Bytes::new(), state }
+    }
+
     fn is_empty(&self) -> bool {
         self.before.is_empty() && self.data.is_empty() && self.after.is_empty()
     }
 
-    /// Moves what there is into `buffer`; says how much, and how much of that was the client's data.
+    /// Whether all of it has been read.
+    pub(super) fn is_over(&self) -> bool {
+        self.is_empty() && self.state == Reading::Over
+    }
+
+    /// Reads some of it; 0 when it is over. What was taken of the data may be sent again.
+    pub(super) fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        body: &mut RecvStream,
+        buffer: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            if self.is_empty() && self.state != Reading::Over {
+                ready!(self.poll_fill(cx, body))?;
+            }
+            let (count, data) = self.take(buffer);
+            if data > 0 {
+                // Whoever does not read stalls its own stream: nothing is granted for it.
+                let _ = body.flow_control().release_capacity(data);
+            }
+            if count > 0 || self.is_over() {
+                return Poll::Ready(Ok(count));
+            }
+        }
+    }
+
+    /// Makes something to read, or finds the end.
+    fn poll_fill(&mut self, cx: &mut Context<'_>, body: &mut RecvStream) -> Poll<io::Result<()>> {
+        match (self.state, ready!(body.poll_data(cx))) {
+            (Reading::Plain, Some(data)) => self.data = data.map_err(broken)?,
+            (Reading::Chunked, Some(data)) => {
+                self.data = data.map_err(broken)?;
+                if !self.data.is_empty() {
+                    self.before = text::chunk_size(self.data.len());
+                    self.after = Bytes::from_static(b"\r\n");
+                }
+            }
+            (Reading::Chunked, None) => {
+                let trailers = ready!(body.poll_trailers(cx)).map_err(broken)?;
+                let section = trailers.map_or(b"\r\n".to_vec(), |fields| text::trailers(&fields));
+                self.before = [&b"0\r\n"[..], &section].concat().into();
+                self.state = Reading::Over;
+            }
+            (_, _) => self.state = Reading::Over,
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Moves what there is into `buffer`; says how much, and how much of that was data.
     fn take(&mut self, buffer: &mut [u8]) -> (usize, usize) {
         let mut at = 0;
         let mut data = 0;
@@ -222,19 +252,9 @@ impl Multiplexed for Exchange {
         if matches!(self.answer, Answer::Done) {
             return Poll::Ready(Ok(0));
         }
-        loop {
-            if self.request.is_empty() && matches!(self.request.state, Reading::Over | Reading::Ended) {
-                return self.poll_end(cx);
-            }
-            ready!(self.poll_fill(cx))?;
-            let (count, data) = self.request.take(buffer);
-            if data > 0 {
-                // The client may send as much again: it never waits for anybody but who takes its body.
-                let _ = self.body.flow_control().release_capacity(data);
-            }
-            if count > 0 {
-                return Poll::Ready(Ok(count));
-            }
+        match ready!(self.request.poll_read(cx, &mut self.body, buffer))? {
+            0 => self.poll_end(cx),
+            count => Poll::Ready(Ok(count)),
         }
     }
 

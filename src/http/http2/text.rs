@@ -8,12 +8,15 @@ use h2::RecvStream;
 use h2::ext::Protocol;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
-use http::{Method, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode, Uri};
 
 use crate::http::body::push_field;
+use crate::http::head::Framing;
 
 /// Header fields of an answer of ours.
 const MAX_FIELDS: usize = 300;
+/// Header fields of a request of ours: as many as a configuration may allow, and our own.
+const MAX_REQUEST_FIELDS: usize = 1024;
 
 /// The head of a request.
 #[derive(Debug)]
@@ -151,6 +154,89 @@ pub(super) fn answer_head(text: &[u8]) -> Option<AnswerHead> {
         *head.response.status_mut() = StatusCode::OK;
     }
     Some(head)
+}
+
+/// The head of a request for an endpoint.
+#[derive(Debug)]
+pub(super) struct OriginHead {
+    pub(super) request: Request<()>,
+    pub(super) framing: Framing,
+    pub(super) expects_continue: bool,
+    /// `Sec-WebSocket-Key` of a request for a WebSocket.
+    pub(super) key: Option<Vec<u8>>,
+}
+
+/// Reads the head of a request of ours. `None`: HTTP/2 cannot say it.
+pub(super) fn origin_head(text: &[u8], is_secure: bool) -> Option<OriginHead> {
+    let mut fields = [httparse::EMPTY_HEADER; MAX_REQUEST_FIELDS];
+    let mut parsed = httparse::Request::new(&mut fields);
+    let Ok(httparse::Status::Complete(_)) = parsed.parse(text) else { return None };
+    let (mut framing, mut expects_continue, mut key) = (Framing::Empty, false, None);
+    let (mut host, mut is_upgrade) = ("", false);
+    let mut headers = HeaderMap::with_capacity(parsed.headers.len());
+    for field in parsed.headers.iter() {
+        let name = HeaderName::from_bytes(field.name.as_bytes()).ok()?;
+        match name {
+            header::HOST => host = std::str::from_utf8(field.value).ok()?,
+            header::CONNECTION => {}
+            header::UPGRADE => is_upgrade = true,
+            header::TRANSFER_ENCODING => framing = Framing::Chunked,
+            header::EXPECT => expects_continue = true,
+            header::SEC_WEBSOCKET_KEY => key = Some(field.value.to_vec()),
+            _ => {
+                if name == header::CONTENT_LENGTH {
+                    framing = match std::str::from_utf8(field.value).ok()?.parse().ok()? {
+                        0 => Framing::Empty,
+                        length => Framing::Length(length),
+                    };
+                }
+                headers.append(name, HeaderValue::from_bytes(field.value).ok()?);
+            }
+        }
+    }
+    let key = key.filter(|_| is_upgrade);
+    let uri = Uri::builder().scheme(if is_secure { "https" } else { "http" }).authority(host);
+    let mut request = Request::new(());
+    *request.method_mut() =
+        if key.is_some() { Method::CONNECT } else { Method::from_bytes(parsed.method?.as_bytes()).ok()? };
+    *request.uri_mut() = uri.path_and_query(parsed.path?).build().ok()?;
+    *request.version_mut() = http::Version::HTTP_2;
+    *request.headers_mut() = headers;
+    if key.is_some() {
+        request.extensions_mut().insert(Protocol::from_static("websocket"));
+    }
+    Some(OriginHead { request, framing, expects_continue, key })
+}
+
+/// The text of an answer's head, and whether its body follows in chunks. `accept` turns it into that of a WebSocket.
+pub(super) fn answer_text(
+    parts: &http::response::Parts,
+    has_body: bool,
+    accept: Option<&str>,
+    is_head: bool,
+) -> (Vec<u8>, bool) {
+    let mut out = Vec::with_capacity(512);
+    let status = if accept.is_some() { StatusCode::SWITCHING_PROTOCOLS } else { parts.status };
+    out.extend_from_slice(b"HTTP/1.1 ");
+    out.extend_from_slice(status.as_str().as_bytes());
+    out.push(b' ');
+    out.extend_from_slice(status.canonical_reason().unwrap_or_default().as_bytes());
+    out.extend_from_slice(b"\r\n");
+    parts.headers.iter().for_each(|(name, value)| push_field(&mut out, name.as_str(), value.as_bytes()));
+    if let Some(accept) = accept {
+        out.extend_from_slice(b"Connection: Upgrade\r\nUpgrade: websocket\r\n");
+        push_field(&mut out, "Sec-WebSocket-Accept", accept.as_bytes());
+    }
+    let has_length = parts.headers.contains_key(header::CONTENT_LENGTH);
+    let is_chunked = has_body && !has_length && accept.is_none();
+    let is_bodiless = is_head || accept.is_some() || matches!(status.as_u16(), 204 | 304);
+    match (has_length, is_chunked) {
+        (false, true) => push_field(&mut out, "Transfer-Encoding", b"chunked"),
+        (false, false) if !is_bodiless => push_field(&mut out, "Content-Length", b"0"),
+        _ => {}
+    }
+    out.extend_from_slice(b"\r\n");
+    (out, is_chunked)
 }
 
 /// Reads a trailer section.

@@ -1,0 +1,238 @@
+//! HTTP/2 to an endpoint: a connection that many requests of a worker share, each a byte stream of HTTP/1.1.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker, ready};
+
+use bytes::Bytes;
+use h2::client::{Builder, ResponseFuture, SendRequest};
+use h2::{Reason, RecvStream, SendStream};
+use http::{Method, Response, StatusCode};
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+
+use crate::http::decoder::Decoder;
+use crate::http::http2::stream::{Reading, Text, broken, poll_room, send_some};
+use crate::http::http2::text::{self, OriginHead};
+use crate::net::{Multiplexed, Opener, Refused, Stream};
+
+/// Requests that share a connection; more of them get another one.
+const MOST_STREAMS: usize = 100;
+/// Octets of answers that an endpoint may send ahead, per request and in all.
+const STREAM_WINDOW: u32 = 256 * 1024;
+const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+/// Octets of a request that wait in memory, per request.
+const SEND_BUFFER: usize = 64 * 1024;
+/// Octets of a head of an answer, as for HTTP/1.1.
+const MAX_ANSWER_HEAD: u32 = 256 * 1024;
+/// Octets of a head of a request of ours.
+const MAX_HEAD: usize = 2 * 1024 * 1024;
+
+/// Begins to speak HTTP/2 on a connection. It is driven by a task of its own, which ends with its last request once the
+/// opener is gone.
+///
+/// # Errors
+/// When the endpoint does not speak HTTP/2.
+pub(crate) async fn begin(stream: Stream) -> io::Result<Box<dyn Opener>> {
+    let is_secure = !stream.is_plain();
+    let mut builder = Builder::new();
+    builder
+        .enable_push(false)
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buffer_size(SEND_BUFFER)
+        .max_header_list_size(MAX_ANSWER_HEAD);
+    let (send, connection) = builder.handshake(stream).await.map_err(broken)?;
+    let driver = tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "HTTP/2 connection to an endpoint broke");
+        }
+    });
+    Ok(Box::new(Shared { send, alive: Arc::new(()), is_secure, driver }))
+}
+
+/// A connection that more requests may share.
+#[derive(Debug)]
+struct Shared {
+    send: SendRequest<Bytes>,
+    /// Cloned by every request under way.
+    alive: Arc<()>,
+    is_secure: bool,
+    driver: tokio::task::JoinHandle<()>,
+}
+
+impl Opener for Shared {
+    fn open(&mut self) -> Option<Stream> {
+        let limit = self.send.current_max_send_streams().min(MOST_STREAMS);
+        if self.in_use() >= limit {
+            return None;
+        }
+        let request = Asking::Head { text: Vec::new(), send: self.send.clone(), is_secure: self.is_secure };
+        let conversation =
+            Conversation { request, answer: Answering::Nothing, is_head: false, key: None, _alive: self.alive.clone() };
+        Some(Stream::Multiplexed(Box::new(conversation)))
+    }
+
+    fn in_use(&self) -> usize {
+        Arc::strong_count(&self.alive) - 1
+    }
+
+    fn is_over(&mut self) -> bool {
+        let ready = self.send.poll_ready(&mut Context::from_waker(Waker::noop()));
+        self.driver.is_finished() || matches!(ready, Poll::Ready(Err(_)))
+    }
+}
+
+/// One request and its answer: takes the text of a request, reads as the text of the answer. Dropped before its end, it
+/// resets the stream.
+#[derive(Debug)]
+struct Conversation {
+    request: Asking,
+    answer: Answering,
+    is_head: bool,
+    /// Of a request for a WebSocket.
+    key: Option<Vec<u8>>,
+    _alive: Arc<()>,
+}
+
+#[derive(Debug)]
+enum Asking {
+    Head {
+        text: Vec<u8>,
+        send: SendRequest<Bytes>,
+        is_secure: bool,
+    },
+    Body(SendStream<Bytes>, Decoder),
+    /// A WebSocket.
+    Open(SendStream<Bytes>),
+    Done,
+}
+
+#[derive(Debug)]
+enum Answering {
+    /// Nothing was asked yet.
+    Nothing,
+    /// An interim answer may be waiting, if the client has asked for one.
+    Head {
+        response: ResponseFuture,
+        interim: Bytes,
+    },
+    Body(Text, RecvStream),
+}
+
+impl Conversation {
+    fn take_head(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let Asking::Head { text, send, is_secure } = &mut self.request else { return Ok(0) };
+        let known = text.len();
+        text.extend_from_slice(bytes);
+        let Some(end) = memchr::memmem::find(&text[known.saturating_sub(3)..], b"\r\n\r\n") else {
+            return if text.len() > MAX_HEAD { Err(io::ErrorKind::InvalidData.into()) } else { Ok(bytes.len()) };
+        };
+        let length = known.saturating_sub(3) + end + 4;
+        let OriginHead { request, framing, expects_continue, key } =
+            text::origin_head(&text[..length], *is_secure).ok_or(io::ErrorKind::InvalidData)?;
+        if key.is_some() && !send.is_extended_connect_protocol_enabled() {
+            return Err(io::Error::new(io::ErrorKind::Unsupported, "the endpoint takes no WebSocket over HTTP/2"));
+        }
+        self.is_head = request.method() == Method::HEAD;
+        let decoder = Decoder::new(framing);
+        let is_over = decoder.is_done() && key.is_none();
+        let (response, send) = send.send_request(request, is_over).map_err(refused)?;
+        self.request = match () {
+            () if key.is_some() => Asking::Open(send),
+            () if is_over => Asking::Done,
+            () => Asking::Body(send, decoder),
+        };
+        self.key = key;
+        let interim =
+            if expects_continue { Bytes::from_static(b"HTTP/1.1 100 Continue\r\n\r\n") } else { Bytes::new() };
+        self.answer = Answering::Head { response, interim };
+        Ok(length - known)
+    }
+
+    /// The head of the answer as text.
+    fn begin_answer(&mut self, response: Response<RecvStream>) {
+        let (parts, body) = response.into_parts();
+        let is_websocket = self.key.is_some() && parts.status == StatusCode::OK;
+        if self.key.is_some() && !is_websocket {
+            // A refusal ends what would have been the WebSocket.
+            self.request = Asking::Done;
+        }
+        let has_body = !self.is_head && !body.is_end_stream() && !matches!(parts.status.as_u16(), 204 | 304);
+        let accept = self.key.take().filter(|_| is_websocket).map(|key| derive_accept_key(&key));
+        let (text, is_chunked) = text::answer_text(&parts, has_body, accept.as_deref(), self.is_head);
+        let state = match (has_body || is_websocket, is_chunked) {
+            (false, _) => Reading::Over,
+            (true, true) => Reading::Chunked,
+            (true, false) => Reading::Plain,
+        };
+        self.answer = Answering::Body(Text::new(text, state), body);
+    }
+}
+
+/// An error before anything was processed may be met by asking elsewhere (RFC 9113 §8.7).
+fn refused(error: h2::Error) -> io::Error {
+    let is_untouched = error.reason() == Some(Reason::REFUSED_STREAM)
+        || (error.is_go_away() && error.reason() == Some(Reason::NO_ERROR));
+    if is_untouched { io::Error::other(Refused(error.into())) } else { broken(error) }
+}
+
+impl Multiplexed for Conversation {
+    fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        loop {
+            match &mut self.answer {
+                Answering::Nothing => return Poll::Pending,
+                Answering::Head { interim, .. } if !interim.is_empty() => {
+                    let count = interim.len().min(buffer.len());
+                    buffer[..count].copy_from_slice(&interim.split_to(count));
+                    return Poll::Ready(Ok(count));
+                }
+                Answering::Head { response, .. } => {
+                    let response = ready!(Pin::new(response).poll(cx)).map_err(refused)?;
+                    self.begin_answer(response);
+                }
+                Answering::Body(text, body) => return text.poll_read(cx, body, buffer),
+            }
+        }
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut self.request {
+            Asking::Head { .. } => Poll::Ready(self.take_head(bytes)),
+            Asking::Body(send, decoder) => {
+                let room = ready!(poll_room(send, cx, bytes.len()))?;
+                let count = send_some(send, decoder, room, bytes)?;
+                if decoder.is_done() {
+                    self.request = Asking::Done;
+                }
+                Poll::Ready(Ok(count))
+            }
+            Asking::Open(send) => {
+                let room = ready!(poll_room(send, cx, bytes.len()))?;
+                let count = room.min(bytes.len());
+                send.send_data(Bytes::copy_from_slice(&bytes[..count]), false).map_err(broken)?;
+                Poll::Ready(Ok(count))
+            }
+            Asking::Done => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+        }
+    }
+
+    fn poll_shutdown(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match std::mem::replace(&mut self.request, Asking::Done) {
+            Asking::Open(mut send) => Poll::Ready(send.send_data(Bytes::new(), true).map_err(broken)),
+            other => {
+                self.request = other;
+                Poll::Ready(Ok(()))
+            }
+        }
+    }
+}
+
+impl Drop for Conversation {
+    fn drop(&mut self) {
+        if let Asking::Body(send, _) | Asking::Open(send) = &mut self.request {
+            send.send_reset(Reason::CANCEL);
+        }
+    }
+}
