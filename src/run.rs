@@ -5,6 +5,8 @@
 //! connections end when they are idle, what has not ended at the deadline is cut, and the admin API gives its last
 //! answers.
 
+#[cfg(test)]
+mod spread;
 mod stop;
 mod vital;
 

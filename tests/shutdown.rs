@@ -259,3 +259,21 @@ async fn a_second_signal_ends_at_once() {
     assert_eq!(teal.ended().await.code(), Some(143));
     assert_eq!(soon("the end", slow.ending()).await, None);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_signal_ends_at_once_also_while_the_balancer_leaves() {
+    let (stage, dir) = (Stage::new().await, scratch());
+    let config = Builder::new(&stage.service("a", "")).top("shutdown_delay = \"1h\"").write(dir.path());
+    let mut teal = Binary::start(teal_run(&config)).await;
+    let mut balancer = Client::connect(teal.address).await;
+    teal.signal(Signal::TERM);
+    let leaving = async {
+        while balancer.get(READY).await.text() != "503 draining\n" {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    soon("the balancer to be told", leaving).await;
+    assert_eq!(get(teal.address, "/a").await.text(), "blue");
+    teal.signal(Signal::TERM);
+    assert_eq!(teal.ended().await.code(), Some(143));
+}
