@@ -1,9 +1,11 @@
 //! Listening sockets: binding them, accepting from them, and the limits on connections.
 //!
 //! Every worker has a socket of its own for each TCP listener (`SO_REUSEPORT`), so accepting needs no hand-over between
-//! threads. A listener that closes first takes what its queue still holds: nobody who was let in is turned away.
+//! threads; a unix socket is shared, and its connections are dealt in turn. A listener that closes first takes what its
+//! queue still holds: nobody who was let in is turned away.
 
 mod arrival;
+mod deal;
 mod proxy_header;
 
 use std::collections::HashMap;
@@ -11,6 +13,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener as StdTcpListener};
 use std::os::unix::net::UnixListener as StdUnixListener;
 use std::path::Path;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,6 +29,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use crate::config::{Address, Listener};
 use crate::http::Worker;
 use crate::listener::arrival::{Arrival, Permit};
+use crate::listener::deal::{Hand, hands};
 use crate::metrics::ListenerStats;
 use crate::net::Stream;
 use crate::occupant;
@@ -124,6 +128,8 @@ impl Drop for Place {
 #[derive(Debug)]
 pub struct WorkerSocket {
     socket: StdSocket,
+    /// Where the workers share the socket.
+    hand: Option<Hand>,
     open: TaskTrackerToken,
 }
 
@@ -162,8 +168,12 @@ impl Listening {
             closing: CancellationToken::new(),
             sockets: TaskTracker::new(),
         };
-        let sockets = sockets.into_iter().map(|socket| WorkerSocket { socket, open: listening.sockets.token() });
-        let sockets = sockets.collect();
+        let hands: Vec<Option<Hand>> = match &listening.address {
+            Address::Tcp(_) => sockets.iter().map(|_| None).collect(),
+            Address::Unix(_) => hands(sockets.len()).into_iter().map(Some).collect(),
+        };
+        let open = |(socket, hand)| WorkerSocket { socket, hand, open: listening.sockets.token() };
+        let sockets = sockets.into_iter().zip(hands).map(open).collect();
         Ok((listening, sockets))
     }
 
@@ -204,7 +214,7 @@ impl Listening {
 
 /// Accepts on behalf of one worker until the listener closes. Runs on the worker's runtime.
 pub async fn accept(listening: Arc<Listening>, socket: WorkerSocket, worker: Arc<Worker>) {
-    let WorkerSocket { socket, open: _open } = socket;
+    let WorkerSocket { socket, mut hand, open: _open } = socket;
     let socket = match Acceptor::new(socket) {
         Ok(socket) => socket,
         Err(error) => return tracing::error!(address = %listening.address, %error, "cannot listen"),
@@ -214,13 +224,17 @@ pub async fn accept(listening: Arc<Listening>, socket: WorkerSocket, worker: Arc
         let accepted = tokio::select! {
             biased;
             () = listening.closing.cancelled() => break,
-            // Dropping an accept that has not resolved loses no connection: it stays in the queue.
+            // Dropping either while it waits loses no connection: it stays in its queue.
+            dealt = next(&mut hand) => match dealt {
+                Some((stream, permit)) => { seat(&listening, stream, None, permit, &worker); continue }
+                None => break,
+            },
             accepted = socket.accept() => accepted,
         };
         match accepted {
             Ok(accepted) => {
                 is_failing = false;
-                admit(&listening, accepted, &worker).await;
+                admit(&listening, accepted, &worker, &mut hand).await;
             }
             Err(error) => {
                 back_off(&listening, &error, is_failing).await;
@@ -228,15 +242,27 @@ pub async fn accept(listening: Arc<Listening>, socket: WorkerSocket, worker: Arc
             }
         }
     }
-    drain_queue(&listening, socket, &worker).await;
+    drain_queue(&listening, socket, &worker, hand).await;
+}
+
+async fn next(hand: &mut Option<Hand>) -> Option<(Stream, Permit)> {
+    match hand {
+        Some(hand) => hand.next().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// What was in the queue when the listener closed has been let in. Asks the system itself: tokio may not know yet.
-async fn drain_queue(listening: &Arc<Listening>, socket: Acceptor, worker: &Arc<Worker>) {
+async fn drain_queue(listening: &Arc<Listening>, socket: Acceptor, worker: &Arc<Worker>, mut hand: Option<Hand>) {
     // Whoever comes meanwhile must not keep it from closing.
     for _ in 0..BACKLOG {
-        let Some(accepted) = socket.accept_waiting() else { return };
-        admit(listening, accepted, worker).await;
+        let Some(accepted) = socket.accept_waiting() else { break };
+        admit(listening, accepted, worker, &mut hand).await;
+    }
+    let Some(mut hand) = hand else { return };
+    hand.stop_dealing();
+    while let Some((stream, permit)) = hand.next().await {
+        seat(listening, stream, None, permit, worker);
     }
 }
 
@@ -306,23 +332,42 @@ impl Accepted {
     }
 }
 
-/// Waits until there is room for the connection; the rest happens in its own task.
-async fn admit(listening: &Arc<Listening>, accepted: Accepted, worker: &Arc<Worker>) {
-    let settings = listening.settings.load_full();
-    let (own, process) = (Limit::take(&listening.limit).await, Limit::take(&listening.process_limit).await);
+/// Waits until there is room for the connection, then seats it, here or at the worker whose turn it is.
+async fn admit(listening: &Arc<Listening>, accepted: Accepted, worker: &Arc<Worker>, hand: &mut Option<Hand>) {
+    let mut room = pin!(async { (Limit::take(&listening.limit).await, Limit::take(&listening.process_limit).await) });
+    let (own, process) = loop {
+        tokio::select! {
+            biased;
+            // Who is dealt meanwhile has a place already, and may be the one that makes room.
+            Some((stream, permit)) = next(hand) => seat(listening, stream, None, permit, worker),
+            room = &mut room => break room,
+        }
+    };
+    let permit = Permit::new(listening, own, process);
+    let kept = match hand {
+        Some(hand) => hand.deal(accepted.stream, permit),
+        None => Some((accepted.stream, permit)),
+    };
+    if let Some((stream, permit)) = kept {
+        seat(listening, stream, accepted.peer, permit, worker);
+    }
+}
+
+/// Gives the connection a seat, and a task in which the rest happens.
+fn seat(listening: &Listening, stream: Stream, peer: Option<SocketAddr>, permit: Permit, worker: &Arc<Worker>) {
     let seat = worker.roster.sit(listening.id);
     if listening.closing.is_cancelled() {
         // It was not seated yet when the others were asked to leave.
         seat.leave();
     }
     arrival::begin(Arrival {
-        stream: accepted.stream,
-        client: accepted.peer.map(|peer| peer.ip().to_canonical()),
+        stream,
+        client: peer.map(|peer| peer.ip().to_canonical()),
         port: listening.port(),
         seat,
         worker: worker.clone(),
-        settings,
-        permit: Permit::new(listening, own, process),
+        settings: listening.settings.load_full(),
+        permit,
     });
 }
 

@@ -224,6 +224,27 @@ async fn listeners_of_every_family_serve_side_by_side() {
     assert_eq!(requests.lock()[0].field("x-forwarded-port"), None);
 }
 
+/// Those of a unix socket may be served by another worker than the one that accepts and waits for room.
+#[tokio::test]
+async fn connections_of_a_unix_socket_beyond_the_limit_wait_and_are_served() {
+    let origin = Origin::saying("ok").await;
+    let dir = scratch();
+    let socket = dir.path().join("front.sock");
+    let listener = format!("[[listeners]]\nlisten = \"unix:{}\"\nconnections = 1", socket.display());
+    let teal = Builder::app(&[&origin]).service(&listener).workers(3).start().await;
+    let mut waiting = Vec::new();
+    for _ in 0..40 {
+        let mut client = UnixStream::connect(&socket).await.expect("the proxy accepts");
+        client.write_all(GET.as_bytes()).await.expect("there is room in its buffer");
+        waiting.push(tokio::spawn(async move { read_head(&mut client, &mut Vec::new()).await }));
+    }
+    for client in waiting {
+        let answer = soon("an answer", client).await.expect("no panic").expect("an answer");
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+    soon("the stop", teal.stop()).await;
+}
+
 /// As an operator would who edits the file; resolves when it is in effect.
 async fn change(teal: &Teal, builder: Builder) {
     let applied = || teal.state().stats.reloads_applied.load(Ordering::SeqCst);

@@ -59,6 +59,7 @@ fn measure<T>(workers: usize, count: usize, connect: impl Fn(&Proxy) -> T) -> Ve
 fn connections_are_spread_evenly_over_the_workers() {
     let spread = measure(2, 2_000, tcp);
     assert!(spread.iter().all(|count| *count > 800), "{spread:?}");
+    assert_eq!(measure(4, 2_000, unix), [500; 4], "those of a unix socket are dealt");
 }
 
 #[test]
