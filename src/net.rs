@@ -5,12 +5,13 @@ mod pipe;
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
+use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
-use rustix::net::RecvFlags;
+use rustix::net::{RecvFlags, SendFlags};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsStream;
@@ -194,6 +195,26 @@ impl Stream {
         }
     }
 
+    /// Writes the last of what there is to write. A TCP socket may hold it back until [`Stream::send_end`], so that the end
+    /// goes in the same packet.
+    pub fn poll_write_last(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let flags = SendFlags::MORE | SendFlags::NOSIGNAL;
+        match self {
+            Stream::Tcp(_) => {
+                self.poll_with(cx, Direction::Write, |socket| Ok(rustix::net::send(socket, bytes, flags)?))
+            }
+            _ => self.poll_write(cx, bytes),
+        }
+    }
+
+    /// Sends what [`Stream::poll_write_last`] has held back, and the end with it. Has to follow at once.
+    pub fn send_end(&self) {
+        if let Stream::Tcp(stream) = self {
+            // A connection that is gone already has nobody to tell.
+            let _ = socket2::SockRef::from(stream).shutdown(Shutdown::Write);
+        }
+    }
+
     /// Sends the end of the stream; the other direction stays open.
     pub fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
@@ -373,6 +394,8 @@ impl AsyncWrite for Stream {
 mod tests {
     use std::io::Write;
 
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
     use super::*;
 
     #[tokio::test]
@@ -393,6 +416,20 @@ mod tests {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let peer = TcpStream::connect(listener.local_addr().expect("an address")).await.expect("a listener");
         (Stream::Tcp(listener.accept().await.expect("a connection").0), peer)
+    }
+
+    #[tokio::test]
+    async fn what_was_written_last_comes_with_the_end_although_nobody_has_read_what_the_peer_says() {
+        let (mut stream, mut peer) = pair().await;
+        peer.write_all(b"unread").await.expect("an open connection");
+        stream.peek(6, |octets| (octets.len() == 6).then_some(())).await.expect("an open connection");
+        let written = poll_fn(|cx| stream.poll_write_last(cx, b"last")).await;
+        assert_eq!(written.expect("an open connection"), 4);
+        stream.send_end();
+        let mut last = String::new();
+        let read = tokio::time::timeout(Duration::from_secs(10), peer.read_to_string(&mut last)).await;
+        read.expect("the end comes at once").expect("and in order");
+        assert_eq!(last, "last");
     }
 
     #[tokio::test]

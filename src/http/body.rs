@@ -61,6 +61,8 @@ pub(crate) struct Pump {
     events: Option<Box<EventStream>>,
     /// Ended here, and not by the sender.
     was_ended: bool,
+    /// The receiver's connection ends with the message.
+    is_last: bool,
     /// Of a large body.
     pipe: Option<Pipe>,
     /// Trailers that `Connection` names, and so not for the receiver (RFC 9110 §7.6.1).
@@ -82,6 +84,7 @@ impl Pump {
             is_closed: false,
             events: None,
             was_ended: false,
+            is_last: false,
             pipe: None,
             private: Vec::new(),
         }
@@ -90,6 +93,11 @@ impl Pump {
     /// Keeps trailers of these names from the receiver.
     pub(crate) fn without_trailers(self, private: Vec<Box<[u8]>>) -> Pump {
         Pump { private, ..self }
+    }
+
+    /// Leaves the end of the message with the system until [`Stream::send_end`], if it is the connection's last.
+    pub(crate) fn before_end(self, is_last: bool) -> Pump {
+        Pump { is_last, ..self }
     }
 
     /// Follows the body as an event stream, if it can be ended before the sender ends it: its length is not announced.
@@ -181,7 +189,10 @@ impl Pump {
         progress: &mut bool,
     ) -> Poll<Result<(), PumpError>> {
         while self.at < self.pending.len() {
-            match ready!(to.poll_write(cx, &self.pending[self.at..])) {
+            let rest = &self.pending[self.at..];
+            let is_end = self.is_last && self.decoder.is_done();
+            let written = if is_end { to.poll_write_last(cx, rest) } else { to.poll_write(cx, rest) };
+            match ready!(written) {
                 Ok(0) => return Poll::Ready(Err(PumpError::Receiver(io::ErrorKind::WriteZero.into()))),
                 Ok(count) => {
                     self.at += count;

@@ -268,7 +268,7 @@ impl<'a> Exchange<'a> {
         self.origin_keeps_alive = head.keep_alive;
         self.status = head.status;
         let bytes = incoming(head, self.delivery, Some(self.passage.service()));
-        let download = Pump::new(bytes, head.framing, encoding, None);
+        let download = Pump::new(bytes, head.framing, encoding, None).before_end(self.delivery.closes);
         self.download = Some(download.without_trailers(owned(&head.named_by_connection)));
         if head.is_event_stream {
             self.begin_events(head.is_encoded);

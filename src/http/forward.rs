@@ -306,6 +306,7 @@ pub(crate) async fn forward(client: &mut Client, mut request: Box<Request>) -> N
                 return if !client_closes {
                     Next::Request
                 } else if upload.is_read() && client.buffer.is_empty() {
+                    client.stream.send_end();
                     Next::Close
                 } else {
                     Next::CloseGently
