@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::io;
 use std::task::{Context, Poll};
 
-use crate::net::Stream;
+use crate::net::{Stream, with_scratch};
 
 /// Size of a buffer as borrowed; a large request head makes it grow.
 pub(crate) const SIZE: usize = 16 * 1024;
@@ -108,19 +108,23 @@ impl Buffer {
         from: &mut Stream,
         max: usize,
     ) -> Result<(), Option<io::Error>> {
-        loop {
-            let room = self.spare(max);
-            if room.is_empty() {
-                return Ok(());
-            }
-            match from.poll_read(cx, room) {
+        while self.len() < max {
+            // Mostly there is nothing: then no memory is borrowed for it.
+            let read = with_scratch(|scratch| {
+                let room = scratch.len().min(max - self.len());
+                let read = from.poll_read(cx, &mut scratch[..room]);
+                read.map_ok(|count| {
+                    self.extend(&scratch[..count]);
+                    count
+                })
+            });
+            match read {
                 Poll::Pending => break,
                 Poll::Ready(Ok(0)) => return Err(None),
-                Poll::Ready(Ok(count)) => self.add(count),
+                Poll::Ready(Ok(_)) => {}
                 Poll::Ready(Err(error)) => return Err(Some(error)),
             }
         }
-        self.release_if_empty();
         Ok(())
     }
 
