@@ -369,6 +369,19 @@ impl Pump {
     }
 }
 
+#[cfg(fuzzing)]
+impl Pump {
+    /// Takes the next octets of the sender, and says how many.
+    pub(crate) fn take(&mut self, input: &[u8]) -> Result<usize, PumpError> {
+        self.collect(input)
+    }
+
+    /// All that the receiver would have got.
+    pub(crate) fn taken(&self) -> &[u8] {
+        &self.pending
+    }
+}
+
 pub(crate) fn push_chunk(out: &mut Vec<u8>, data: &[u8]) {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let mut started = false;

@@ -108,7 +108,7 @@ async fn next_head(client: &mut Client, is_first: bool) -> Option<Begun> {
 }
 
 /// Whether there is something to decide: a head that arrives in many pieces is not parsed again at each of them.
-fn is_worth_parsing(bytes: &[u8], scanned: usize, max: usize) -> bool {
+pub(super) fn is_worth_parsing(bytes: &[u8], scanned: usize, max: usize) -> bool {
     let has_grown_beyond = |limit: usize| scanned <= limit && bytes.len() > limit;
     scanned == 0 || bytes.len() >= max || has_grown_beyond(MAX_REQUEST_LINE) || may_end(bytes, scanned)
 }

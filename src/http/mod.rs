@@ -13,6 +13,9 @@ mod decoder;
 mod event_stream;
 mod exchange;
 mod forward;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod head;
 mod headers;
 mod http2;
