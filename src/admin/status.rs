@@ -94,6 +94,9 @@ pub struct ServiceStatus {
     pub since: Option<String>,
     /// The color that a rollback would go back to.
     pub previous: Option<Color>,
+    /// Whether a switch with a fence is under way: new requests wait until those of the active color have ended.
+    #[serde(default)]
+    pub fenced: bool,
     pub pools: Pools,
     /// The newest drain that is still under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -274,6 +277,7 @@ fn service(seen: &Seen, stored: &BTreeMap<String, Stored>, drains: &HashMap<Arc<
         set_by: stored.map(|stored| stored.set_by.clone()),
         since: stored.map(|stored| rfc3339(at(stored.changed_at_ms))),
         previous: stored.and_then(|stored| stored.previous),
+        fenced: seen.is_held,
         pools: Pools { blue: pool(seen, Color::Blue), green: pool(seen, Color::Green) },
         drain: drains.get(seen.name()).cloned(),
     }

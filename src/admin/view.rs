@@ -17,6 +17,7 @@ pub(super) struct Seen {
     pub(super) config: Arc<config::Service>,
     pub(super) active: Color,
     pub(super) number: u64,
+    pub(super) is_held: bool,
     pub(super) pools: ByColor<Arc<Pool>>,
     pub(super) stats: Arc<ServiceStats>,
 }
@@ -32,6 +33,7 @@ impl Seen {
             config: service.config.clone(),
             active: service.active,
             number: service.number,
+            is_held: service.is_held(),
             pools: service.pools.clone(),
             stats: service.stats.clone(),
         }

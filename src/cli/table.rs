@@ -153,6 +153,7 @@ impl Look {
         }
         let pool = &service.pools[color];
         match color == service.active {
+            true if service.fenced => (Style::Warn, "fenced, new requests wait".to_owned()),
             true => (Style::Dim, self.since(service)),
             false if total(pool) == 0 => (Style::Dim, "nothing deployed".to_owned()),
             false if pool.healthy < pool.needed => (Style::Warn, format!("needs {} healthy", pool.needed)),
@@ -312,6 +313,14 @@ mod tests {
         });
         let lines = look(None).whole(&status(json!([service]), quiet()));
         assert!(lines[4].ends_with("draining, 24 s left"), "{lines:#?}");
+    }
+
+    #[test]
+    fn fence_is_shown_where_requests_wait() {
+        let mut service = service("api", pool(0, &[]), pool(0, &[]));
+        service["fenced"] = json!(true);
+        let lines = look(None).whole(&status(json!([service]), quiet()));
+        assert!(lines[3].ends_with("fenced, new requests wait"), "{lines:#?}");
     }
 
     #[test]
