@@ -53,6 +53,8 @@ pub enum Failure {
     AnswerStalled,
 
     // Ours.
+    #[error("cannot connect for want of descriptors, memory or ports")]
+    Exhausted(#[source] io::Error),
     #[error("no healthy endpoint was free in time")]
     NoEndpoint,
     #[error("the drain of the old color was over")]
@@ -91,12 +93,12 @@ impl Failure {
             | Failure::BadAnswer(_)
             | Failure::AnswerTimeout
             | Failure::AnswerStalled => Side::Origin,
-            Failure::NoEndpoint | Failure::Cut => Side::Us,
+            Failure::Exhausted(_) | Failure::NoEndpoint | Failure::Cut => Side::Us,
         }
     }
 
     /// Whether the origin cannot have seen anything of the request.
     pub fn was_never_sent(&self) -> bool {
-        matches!(self, Failure::Connect(_) | Failure::ConnectTimeout)
+        matches!(self, Failure::Connect(_) | Failure::ConnectTimeout | Failure::Exhausted(_))
     }
 }

@@ -161,10 +161,12 @@ pub enum Rejection {
     RateLimited,
     Forbidden,
     Overload,
+    /// A panic has ended the connection.
+    Panic,
 }
 
 impl Rejection {
-    pub const ALL: [Rejection; 10] = [
+    pub const ALL: [Rejection; 11] = [
         Rejection::BadRequest,
         Rejection::HeadTooLarge,
         Rejection::HeaderTimeout,
@@ -175,6 +177,7 @@ impl Rejection {
         Rejection::RateLimited,
         Rejection::Forbidden,
         Rejection::Overload,
+        Rejection::Panic,
     ];
 
     pub fn as_str(self) -> &'static str {
@@ -189,6 +192,7 @@ impl Rejection {
             Rejection::RateLimited => "rate_limited",
             Rejection::Forbidden => "forbidden",
             Rejection::Overload => "overload",
+            Rejection::Panic => "panic",
         }
     }
 }

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 
 use crate::access::AccessLog;
 use crate::admin::{self, Admin};
@@ -30,7 +31,7 @@ use crate::http::{Overload, OverloadWatch, Worker};
 use crate::listener::{self, BindError, Limit, Listening, WorkerSocket};
 use crate::roster::Roster;
 use crate::run::stop::{Answering, stop_when_told};
-use crate::run::vital::{Vital, with};
+use crate::run::vital::{Vital, pass_on, with};
 use crate::state::{Aim, Refusal, State, SwitchRequest, Trigger, Wanted};
 use crate::store::{Store, StoreError};
 use crate::tls::Handshakes;
@@ -260,11 +261,18 @@ fn start_worker(
 
 /// The life of a worker thread.
 async fn work(worker: Arc<Worker>, mut orders: mpsc::UnboundedReceiver<Order>) {
-    let housekeeping = tokio::spawn(keep_house(worker.clone()));
-    while let Some(Order::Serve(listening, socket)) = orders.recv().await {
-        tokio::spawn(listener::accept(listening, socket, worker.clone()));
+    let mut parts = JoinSet::new();
+    parts.spawn(keep_house(worker.clone()));
+    loop {
+        tokio::select! {
+            order = orders.recv() => match order {
+                Some(Order::Serve(listening, socket)) => drop(parts.spawn(listener::accept(listening, socket, worker.clone()))),
+                Some(Order::Stop) | None => return,
+            },
+            // Loses nothing: whoever has ended is still there when it is asked again.
+            Some(ended) = parts.join_next() => pass_on(ended),
+        }
     }
-    housekeeping.abort();
 }
 
 /// Moves the roster's clock on, and looks through the idle connections to origins.

@@ -13,14 +13,13 @@ use std::time::Duration;
 
 use httparse::{EMPTY_HEADER, Response, Status};
 use parking_lot::Mutex;
-use rustix::io::Errno;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::config::{self, Address, Color, Probe, StatusRange, Upstream};
 use crate::health::{Settings, is_due};
 use crate::net::{Stream, with_scratch};
-use crate::upstream::{Endpoint, Health, connect};
+use crate::upstream::{Endpoint, Health, connect, is_ours};
 
 /// Octets of an answer that are looked at for its head.
 const MAX_HEAD: usize = 64 * 1024;
@@ -118,12 +117,9 @@ enum ProbeError {
 }
 
 impl ProbeError {
-    /// Whether it says nothing about the endpoint: this process is short of file descriptors, memory or ports. If that
-    /// counted, it would take every endpoint out of service at the worst moment.
+    /// Whether it says nothing about the endpoint.
     fn is_ours(&self) -> bool {
-        const OURS: [Errno; 5] = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::ADDRNOTAVAIL];
-        let ProbeError::Connect(error) = self else { return false };
-        Errno::from_io_error(error).is_some_and(|errno| OURS.contains(&errno))
+        matches!(self, ProbeError::Connect(error) if is_ours(error))
     }
 }
 
@@ -289,6 +285,7 @@ async fn write_all(stream: &mut Stream, mut octets: &[u8]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use rustix::io::Errno;
     use std::net::TcpListener;
 
     use tokio::sync::watch;

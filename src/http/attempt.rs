@@ -217,6 +217,7 @@ async fn connection(
     };
     let result = match client.seat.guard(connecting).await {
         Ok(Ok(stream)) => Ok(stream),
+        Ok(Err(error)) if upstream::is_ours(&error) => Err(Failure::Exhausted(error)),
         Ok(Err(error)) => Err(Failure::Connect(error)),
         Err(Interrupt::Timeout) => Err(Failure::ConnectTimeout),
         Err(Interrupt::Cut | Interrupt::Leave) => Err(Failure::Cut),

@@ -2,6 +2,8 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::{Pin, pin};
 use std::task::{Poll, ready};
 use std::time::Duration;
 
@@ -12,6 +14,7 @@ use crate::http::head::{MAX_REQUEST_LINE, may_end, parse_request};
 use crate::http::headers::{Origin, is_trusted, new_request_id};
 use crate::http::http2::{self, serve_http2};
 use crate::http::reply::{Reply, Wish};
+use crate::metrics::{ListenerStats, Rejection};
 use crate::net::with_scratch;
 use crate::roster::Interrupt;
 use crate::stream::tunnel::Tunnel;
@@ -27,37 +30,77 @@ const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Serves the connection until either side ends it or the roster says so. The task of a WebSocket is another one.
 pub async fn serve(mut client: Client) {
+    let stats = client.stats.clone();
+    let served = contained(pin!(requests(&mut client)), &stats).await;
+    match served {
+        Ok(Onwards::Tunnel(tunnel)) => drop(tokio::spawn(run_tunnel(client, tunnel))),
+        Ok(Onwards::Http2) => drop(tokio::spawn(serve_http2(client))),
+        Ok(Onwards::Over) => {}
+        // Half an answer must not look whole.
+        Err(Panicked) => client.stream.abort_on_close(),
+    }
+}
+
+/// A panic that was contained.
+#[derive(PartialEq, Eq, Debug)]
+struct Panicked;
+
+/// Runs the work of one connection. A panic, which has been reported, ends that work and no other.
+async fn contained<F: Future>(mut work: Pin<&mut F>, stats: &ListenerStats) -> Result<F::Output, Panicked> {
+    poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(cx))) {
+        Ok(polled) => polled.map(Ok),
+        Err(_) => {
+            stats.reject(Rejection::Panic);
+            Poll::Ready(Err(Panicked))
+        }
+    })
+    .await
+}
+
+/// What becomes of a connection that has served its requests.
+enum Onwards {
+    Over,
+    Tunnel(Box<Tunnel>),
+    Http2,
+}
+
+/// Serves requests, until the connection is over or becomes something else.
+async fn requests(client: &mut Client) -> Onwards {
     client.seat.take().await;
     let mut is_first = true;
     loop {
-        let next = match next_head(&mut client, is_first).await {
-            Some(Begun::Http2) => {
-                tokio::spawn(serve_http2(client));
-                return;
-            }
-            Some(Begun::Forward(request)) => forward(&mut client, request).await,
-            Some(Begun::Reply(reply, wish)) => answer(&mut client, &reply, &wish).await,
+        let next = match next_head(client, is_first).await {
+            Some(Begun::Http2) => return Onwards::Http2,
+            Some(Begun::Forward(request)) => forward(client, request).await,
+            Some(Begun::Reply(reply, wish)) => answer(client, &reply, &wish).await,
             None => Next::Close,
         };
         is_first = false;
         match next {
             Next::Request => {}
-            Next::Close => return client.stream.hang_up(),
-            Next::CloseGently => return linger(&mut client).await,
-            Next::Abort => return client.stream.abort_on_close(),
-            Next::Tunnel(tunnel) => {
-                tokio::spawn(run_tunnel(client, tunnel));
-                return;
+            Next::Close => {
+                client.stream.hang_up();
+                return Onwards::Over;
             }
+            Next::CloseGently => {
+                linger(client).await;
+                return Onwards::Over;
+            }
+            Next::Abort => {
+                client.stream.abort_on_close();
+                return Onwards::Over;
+            }
+            Next::Tunnel(tunnel) => return Onwards::Tunnel(tunnel),
         }
     }
 }
 
 /// The task of a tunnel: it owns no more than an idle WebSocket needs.
 fn run_tunnel(client: Client, mut tunnel: Box<Tunnel>) -> impl Future<Output = ()> {
-    let Client { mut stream, seat, _permit: permit, .. } = client;
+    let Client { mut stream, seat, stats, _permit: permit, .. } = client;
     async move {
-        tunnel.run(&mut stream, &seat).await;
+        // After a panic there is nothing to save: a WebSocket without a Close frame does not look whole.
+        let _ = contained(pin!(tunnel.run(&mut stream, &seat)), &stats).await;
         // The account is closed before the place is given back.
         drop(tunnel);
         drop(permit);
@@ -228,6 +271,25 @@ mod tests {
     use super::*;
 
     const MAX: usize = 64 * 1024;
+
+    #[tokio::test]
+    async fn a_panic_is_counted_and_ends_the_work_of_its_connection_only() {
+        let stats = Arc::new(ListenerStats::default());
+        let work = |fails: bool| {
+            let stats = stats.clone();
+            tokio::spawn(async move {
+                let work = async {
+                    tokio::task::yield_now().await;
+                    assert!(!fails, "on purpose");
+                };
+                contained(pin!(work), &stats).await
+            })
+        };
+        let (bad, good) = (work(true), work(false));
+        assert_eq!(bad.await.expect("the panic was contained"), Err(Panicked));
+        assert_eq!(good.await.expect("no panic"), Ok(()));
+        assert_eq!(stats.rejected(Rejection::Panic), 1);
+    }
 
     #[test]
     fn what_can_only_be_refused_is_looked_at_when_it_has_grown_too_large() {

@@ -82,7 +82,7 @@ impl Reply {
             Failure::ConnectTimeout | Failure::AnswerTimeout | Failure::AnswerStalled => {
                 Reply::new(504, "the service did not answer in time")
             }
-            Failure::NoEndpoint | Failure::Cut | Failure::Overload => {
+            Failure::NoEndpoint | Failure::Cut | Failure::Overload | Failure::Exhausted(_) => {
                 let mut reply = Reply::new(503, "the service is not available now");
                 reply.fields.push(("Retry-After", b"1".to_vec()));
                 reply

@@ -1,6 +1,7 @@
 //! The parts without which a proxy is only half alive, and what is said when one of them ends.
 
 use tokio::sync::watch;
+use tokio::task::JoinError;
 
 use crate::run::Stage;
 
@@ -29,9 +30,30 @@ pub(super) async fn with<T>(vital: Vital, part: impl Future<Output = T>) -> T {
     result
 }
 
+/// A part of a worker has ended: a worker that does not accept any more, or whose timeouts do not run, must not go on.
+pub(super) fn pass_on(ended: Result<(), JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        std::panic::resume_unwind(error.into_panic());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_worker_dies_of_the_panic_of_a_part() {
+        let part = tokio::spawn(async { panic!("on purpose") });
+        let worker = tokio::spawn(async move { pass_on(part.await) });
+        assert!(worker.await.is_err_and(|error| error.is_panic()));
+        let part = tokio::spawn(async {});
+        pass_on(part.await);
+        let aborted = tokio::spawn(std::future::pending());
+        aborted.abort();
+        pass_on(aborted.await);
+    }
 
     #[test]
     fn a_part_that_ends_before_its_time_is_named() {

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use rustix::io::Errno;
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 
@@ -16,6 +17,13 @@ pub enum ConnectError {
     Io(#[from] io::Error),
     #[error("no connection within the connect timeout")]
     Timeout,
+}
+
+/// Whether a connection failed for want of something of ours: this process is short of file descriptors, memory or ports. It
+/// says nothing about the endpoint, and if it counted it would take every endpoint out of service at the worst moment.
+pub fn is_ours(error: &io::Error) -> bool {
+    const OURS: [Errno; 5] = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::ADDRNOTAVAIL];
+    Errno::from_io_error(error).is_some_and(|errno| OURS.contains(&errno))
 }
 
 /// Connects to where an endpoint is, or to another port there, without a time limit; bound it from outside.
