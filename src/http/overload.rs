@@ -35,6 +35,11 @@ pub struct Watch {
 }
 
 impl Overload {
+    /// Of a worker that has had far too much to do for long: sheds as much as any ever does, until the next look.
+    pub fn at_its_worst() -> Overload {
+        Overload { share: AtomicU32::new(MOST) }
+    }
+
     /// Whether the request that has just come in is one too many.
     pub fn sheds(&self) -> bool {
         let share = self.share.load(Ordering::Relaxed);
