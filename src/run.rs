@@ -27,14 +27,13 @@ use crate::admin::{self, Admin};
 use crate::config::watch::Watch;
 use crate::config::{self, Address, Config, Problems};
 use crate::health;
-use crate::http::{Overload, OverloadWatch, Worker};
+use crate::http::{OverloadWatch, Worker};
 use crate::listener::{self, BindError, Limit, Listening, WorkerSocket};
 use crate::roster::Roster;
 use crate::run::stop::{Answering, stop_when_told};
 use crate::run::vital::{Vital, pass_on, with};
 use crate::state::{Aim, Refusal, State, SwitchRequest, Trigger, Wanted};
 use crate::store::{Store, StoreError};
-use crate::tls::Handshakes;
 
 /// How often the idle connections to origins are looked through.
 const SWEEP: Duration = Duration::from_secs(5);
@@ -207,10 +206,7 @@ fn start(config: Config, source: Option<(PathBuf, Watch)>) -> Result<Proxy, Star
     let mut threads = Vec::new();
     let mut workers = Vec::new();
     for (id, roster) in rosters.iter().enumerate() {
-        let overload = Overload::default();
-        let handshakes = Handshakes::default();
-        let (state, roster, access) = (state.clone(), roster.clone(), access.clone());
-        let worker = Worker { id, state, roster, access, overload, handshakes };
+        let worker = Worker::new(id, state.clone(), roster.clone(), access.clone());
         let (orders, inbox) = mpsc::unbounded_channel();
         threads.push(start_worker(Arc::new(worker), inbox, vital(&format!("worker {id}")))?);
         workers.push(orders);

@@ -38,7 +38,7 @@ impl Overloaded {
         let green = Origin::saying("green").await;
         let teal = Builder::app(&[&blue]).service(&format!("green = [{}]", green.toml())).start().await;
         let overload = Overload::at_its_worst();
-        let worker = Worker { id: 0, state: teal.state().clone(), roster: Roster::new(), access: None, overload };
+        let worker = Worker { overload, ..Worker::new(0, teal.state().clone(), Roster::new(), None) };
         let settings = teal.state().load().config.listeners[0].clone();
         let settings = Arc::new(Listener {
             listen: "127.0.0.1:0".parse().map(Address::Tcp).expect("an address"),

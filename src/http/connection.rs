@@ -306,8 +306,7 @@ mod tests {
         let listener = config.listeners[0].clone();
         let store = Arc::new(Store::open(state_dir).expect("a new store"));
         let (state, _) = State::open(config, store, [roster.clone()].into()).expect("a new state");
-        let (overload, handshakes) = Default::default();
-        let worker = Worker { id: 0, state, roster: roster.clone(), access: None, overload, handshakes };
+        let worker = Worker::new(0, state, roster.clone(), None);
         let door = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         let peer = std::net::TcpStream::connect(door.local_addr().expect("an address")).expect("a listener");
         let (socket, _) = door.accept().expect("a connection");

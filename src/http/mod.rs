@@ -51,6 +51,12 @@ pub struct Worker {
     pub handshakes: Handshakes,
 }
 
+impl Worker {
+    pub fn new(id: usize, state: Arc<State>, roster: Arc<Roster>, access: Option<Arc<AccessLog>>) -> Worker {
+        Worker { id, state, roster, access, overload: Overload::default(), handshakes: Handshakes::default() }
+    }
+}
+
 /// A client's connection and what was read of it.
 #[derive(Debug)]
 pub struct Client {

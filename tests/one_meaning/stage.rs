@@ -150,7 +150,8 @@ impl Stage {
              [services.app]\nhealth = {{ interval = \"1h\" }}\nblue = [{origin}]\n\
              [services.admin]\nhost = \"admin.internal\"\nhealth = {{ interval = \"1h\" }}\nblue = [{origin}]\n"
         );
-        let limits = "request_head = \"32KiB\"\nrequest_headers = 100\nrequest_body = \"64KiB\"\n";
+        // Of HTTP/2 the preface alone would be a beginning.
+        let limits = "http2 = false\nrequest_head = \"32KiB\"\nrequest_headers = 100\nrequest_body = \"64KiB\"\n";
         // With one worker there is one pool of connections to the origin, and so one order of what it gets.
         let teal = Builder::new(&services).listener(limits).workers(1).start().await;
         Stage { teal, recorder }
