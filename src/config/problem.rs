@@ -16,7 +16,12 @@ pub struct Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}:{}: {}", self.file.display(), self.line, self.column, self.message)
+        write!(f, "{}:{}:{}: ", self.file.display(), self.line, self.column)?;
+        // What was found is quoted: in a terminal its control characters would do something.
+        self.message.chars().try_for_each(|letter| match letter.is_control() {
+            true => write!(f, "{}", letter.escape_default()),
+            false => write!(f, "{letter}"),
+        })
     }
 }
 
@@ -37,3 +42,15 @@ impl fmt::Display for Problems {
 }
 
 impl std::error::Error for Problems {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_problem_is_one_line_whatever_was_found() {
+        let message = "found 3\0\u{1b}[2J\n, expected a number".to_owned();
+        let problem = Problem { file: "teal.toml".into(), line: 3, column: 15, message };
+        assert_eq!(problem.to_string(), "teal.toml:3:15: found 3\\u{0}\\u{1b}[2J\\n, expected a number");
+    }
+}
