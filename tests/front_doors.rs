@@ -161,7 +161,8 @@ async fn haproxy_loses_no_request_to_a_proxy_that_stops() {
     let build = || Builder::app(&[&origin]).top("shutdown_delay = \"3s\"\n").start();
     let (one, other) = (build().await, build().await);
     let server = |name: &str, teal: &Teal| format!("  server {name} {} check inter 20ms rise 1 fall 1\n", teal.address);
-    let check = "  balance roundrobin\n  option httpchk GET /.well-known/teal/ready\n  http-reuse always\n";
+    // On a busy machine a good answer may be late.
+    let check = "  balance roundrobin\n  timeout check 10s\n  option httpchk GET /.well-known/teal/ready\n  http-reuse always\n";
     let backend = [check, &server("one", &one), &server("other", &other)].concat();
     let Some(balancer) = Balancer::start("haproxy", |_, address| haproxy("http", address, &backend)).await else {
         return;

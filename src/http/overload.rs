@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::time::{ClockId, clock_gettime};
 
 /// A task that waits longer for its turn is late.
-const LATE: Duration = Duration::from_millis(500);
+const LATE: Duration = Duration::from_millis(200);
 /// The share of time that a busy worker spends running.
 const BUSY: f64 = 0.8;
 /// Late looks in a row before anything is shed.
