@@ -472,7 +472,7 @@ async fn a_proxy_that_stops_during_a_fence_serves_what_was_held() {
     let (_stage, teal, slow) = busy(FENCED).await;
     let switching = raise(&teal, to_color(&[("a", Color::Green)])).await;
     let mut waiting = held(&teal, "/a/quick").await;
-    let (address, stopping) = (teal.address, tokio::spawn(teal.stop()));
+    let (address, stopping) = (teal.listener, tokio::spawn(teal.stop()));
     eventually("the doors are closed", || std::net::TcpStream::connect(address).is_err()).await;
     slow.release();
     assert_eq!(slow.ending().await.as_deref(), Some("blue"));

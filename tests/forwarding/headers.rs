@@ -68,9 +68,9 @@ const FORWARDED: &str = "GET / HTTP/1.1\r\nHost: shop.test:81\r\nX-Forwarded-For
 async fn an_untrusted_peer_cannot_say_who_it_forwards_for() {
     let (request, teal) = sent_on(|builder| builder, FORWARDED).await;
     assert_eq!(request.field("x-forwarded-for"), Some("127.0.0.1"));
-    assert_eq!(request.field("x-forwarded-proto"), Some("http"));
+    assert_eq!(request.field("x-forwarded-proto"), Some(teal.proto));
     assert_eq!(request.field("x-forwarded-host"), Some("shop.test:81"));
-    assert_eq!(request.field("x-forwarded-port"), Some(&*teal.address.port().to_string()));
+    assert_eq!(request.field("x-forwarded-port"), Some(&*teal.listener.port().to_string()));
     assert_eq!(request.field("forwarded"), None);
     let id = request.field("x-request-id").expect("an id");
     assert!(id.len() == 32 && id != "abc-123", "{id}");
@@ -91,9 +91,9 @@ async fn a_trusted_peer_is_believed_and_appended_to() {
 async fn a_trusted_peer_that_says_nothing_gets_the_usual_fields() {
     let (request, teal) = sent_on(|b| b.listener(TRUSTED), "GET / HTTP/1.1\r\nHost: a\r\nX-Request-Id: \r\n\r\n").await;
     assert_eq!(request.field("x-forwarded-for"), Some("127.0.0.1"));
-    assert_eq!(request.field("x-forwarded-proto"), Some("http"));
+    assert_eq!(request.field("x-forwarded-proto"), Some(teal.proto));
     assert_eq!(request.field("x-forwarded-host"), Some("a"));
-    assert_eq!(request.field("x-forwarded-port"), Some(&*teal.address.port().to_string()));
+    assert_eq!(request.field("x-forwarded-port"), Some(&*teal.listener.port().to_string()));
     assert_eq!(request.field("x-request-id").map(str::len), Some(32));
 }
 

@@ -219,7 +219,7 @@ impl Stage {
     }
 
     fn received(&self) -> Vec<u8> {
-        normalised(&self.recorder.news(), self.teal.address.port())
+        normalised(&self.recorder.news(), &self.teal)
     }
 }
 
@@ -248,20 +248,22 @@ fn status(answer: &[u8]) -> u16 {
 }
 
 /// Puts `@` and the forwarded host in the place of the lines that teal adds, where they are as they have to be.
-fn normalised(bytes: &[u8], port: u16) -> Vec<u8> {
-    const START: &[u8] = b"X-Forwarded-For: 127.0.0.1\r\nX-Forwarded-Proto: http\r\nX-Forwarded-Host: ";
+fn normalised(bytes: &[u8], teal: &Teal) -> Vec<u8> {
+    let proto = teal.proto;
+    let start = format!("X-Forwarded-For: 127.0.0.1\r\nX-Forwarded-Proto: {proto}\r\nX-Forwarded-Host: ");
+    let (start, port) = (start.as_bytes(), teal.listener.port());
     let mut out = Vec::new();
     let mut rest = bytes;
-    while let Some(at) = find(rest, START) {
+    while let Some(at) = find(rest, start) {
         let (before, from) = rest.split_at(at);
         out.extend_from_slice(before);
-        let Some((host, length)) = own_lines(&from[START.len()..], port) else {
-            out.extend_from_slice(START);
-            rest = &from[START.len()..];
+        let Some((host, length)) = own_lines(&from[start.len()..], port) else {
+            out.extend_from_slice(start);
+            rest = &from[start.len()..];
             continue;
         };
         out.extend_from_slice(&[b"@", host].concat());
-        rest = &from[START.len() + length..];
+        rest = &from[start.len() + length..];
     }
     [&out[..], rest].concat()
 }

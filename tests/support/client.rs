@@ -2,15 +2,15 @@
 
 use std::net::SocketAddr;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::origin::{read_chunked, read_head};
 use super::soon;
 
 /// One connection.
-pub struct Client {
-    pub stream: TcpStream,
+pub struct Client<S = TcpStream> {
+    pub stream: S,
     pub buffer: Vec<u8>,
 }
 
@@ -48,9 +48,11 @@ impl Client {
         stream.set_nodelay(true).expect("a TCP socket");
         Client::on(stream)
     }
+}
 
+impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     /// Reads and writes on a connection that is there already.
-    pub fn on(stream: TcpStream) -> Client {
+    pub fn on(stream: S) -> Client<S> {
         Client { stream, buffer: Vec::new() }
     }
 

@@ -13,6 +13,7 @@ pub mod origin;
 pub mod proxy;
 pub mod streams;
 pub mod tight;
+pub mod tls;
 
 use std::time::Duration;
 

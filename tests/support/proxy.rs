@@ -12,6 +12,7 @@ use teal::upstream::Health;
 use tempfile::TempDir;
 
 use super::origin::Origin;
+use super::tls::{self, Forwarder};
 use super::{eventually, scratch};
 
 /// What a test configures; starts a [`Teal`].
@@ -25,9 +26,14 @@ pub struct Builder {
 /// A running proxy and its state directory.
 pub struct Teal {
     proxy: Option<Proxy>,
+    /// Where clients connect in plain text: in a run over TLS that is a forwarder, else the listener itself.
     pub address: SocketAddr,
+    pub listener: SocketAddr,
+    /// What an origin is told that clients speak.
+    pub proto: &'static str,
     pub admin: SocketAddr,
     dir: TempDir,
+    _forwarder: Option<Forwarder>,
 }
 
 impl Builder {
@@ -71,9 +77,12 @@ impl Builder {
     }
 
     pub fn toml(&self, state_dir: &Path) -> String {
+        // What sends clients from plain text to TLS is promised of plain text.
+        let is_of_plain_text = ["tls =", "redirect_to_https ="].iter().any(|key| self.listener.contains(key));
+        let tls = if tls::is_asked_for() && !is_of_plain_text { tls::sample_keys() } else { String::new() };
         format!(
             "state_dir = {state_dir:?}\nworkers = {}\n{}\n[admin]\nlisten = \"127.0.0.1:0\"\n\
-             [[listeners]]\nlisten = \"127.0.0.1:0\"\n{}\n{}\n",
+             [[listeners]]\nlisten = \"127.0.0.1:0\"\n{tls}{}\n{}\n",
             self.workers, self.top, self.listener, self.rest
         )
     }
@@ -120,7 +129,12 @@ impl Teal {
         let (Address::Tcp(address), Some(Address::Tcp(admin))) = (&proxy.addresses()[0], proxy.admin()) else {
             panic!("a TCP listener and a TCP admin API")
         };
-        Teal { address: *address, admin: *admin, proxy: Some(proxy), dir }
+        let (listener, admin) = (*address, *admin);
+        let tls = proxy.state().load().config.listeners[0].tls.clone();
+        let proto = if tls.is_some() { "https" } else { "http" };
+        let forwarder = tls.filter(|tls| tls::is_sample(tls)).map(|tls| Forwarder::start(listener, &tls));
+        let address = forwarder.as_ref().map_or(listener, |forwarder| forwarder.address);
+        Teal { address, listener, proto, admin, proxy: Some(proxy), dir, _forwarder: forwarder }
     }
 
     pub fn proxy(&self) -> &Proxy {
