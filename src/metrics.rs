@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crossbeam_utils::CachePadded;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, Once};
 
 use crate::config::{ByColor, Color};
 
@@ -118,6 +118,8 @@ pub struct ListenerStats {
     pub connections: AtomicI64,
     handshakes: [AtomicU64; Handshake::ALL.len()],
     rejected: [AtomicU64; Rejection::ALL.len()],
+    /// Done when somebody has spoken TLS where nobody may, which is said once.
+    pub first_tls_in_plain_text: Once,
 }
 
 /// How a TLS handshake ended, as `teal_tls_handshakes_total` labels it.

@@ -18,6 +18,7 @@ use crate::metrics::{ListenerStats, Rejection};
 use crate::net::with_scratch;
 use crate::roster::Interrupt;
 use crate::stream::tunnel::Tunnel;
+use crate::tls::begins_handshake;
 
 /// How long a proxy that stops waits for the first request of a connection that it has let in.
 pub const FIRST_WORDS: Duration = Duration::from_secs(1);
@@ -158,6 +159,13 @@ pub(super) fn is_worth_parsing(bytes: &[u8], scanned: usize, max: usize) -> bool
 
 /// Parses what is there and decides about it.
 fn parse(client: &mut Client, is_first: bool) -> Result<Option<Begun>, Failure> {
+    if is_first && client.session.is_none() && client.buffer.filled().first().copied().is_some_and(begins_handshake) {
+        let address = &client.listener.listen;
+        client.stats.first_tls_in_plain_text.call_once(|| {
+            tracing::warn!(%address, "a client speaks TLS to this listener, which has no tls; said once");
+        });
+        return Err(Failure::BadRequest("TLS on a port for plain HTTP: begin with http://"));
+    }
     if is_first && client.may_begin_http2() {
         match http2::begins(client.buffer.filled()) {
             Some(true) => return Ok(Some(Begun::Http2)),

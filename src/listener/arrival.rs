@@ -8,6 +8,7 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
+use std::time::Duration;
 
 use crate::config::{Listener, ProxyProtocol};
 use crate::http::{Client, FIRST_WORDS, Worker, serve, serve_http2};
@@ -121,23 +122,12 @@ impl Arrival {
             }
             _ => Unwelcome::Gone,
         };
-        let timeout = self.settings.limits.header_timeout;
         let mut seen = 0;
-        let peeked = {
-            let mut peeking = pin!(self.stream.peek(proxy_header::LONGEST, |octets| {
-                seen = octets.len();
-                proxy_header::judge(octets)
-            }));
-            self.seat.within(timeout);
-            match self.seat.guard_idle(peeking.as_mut()).await {
-                Err(Interrupt::Leave) => {
-                    // It has been let in: whoever speaks at once is served.
-                    self.seat.within(timeout.min(FIRST_WORDS));
-                    self.seat.guard(peeking).await
-                }
-                peeked => peeked,
-            }
-        };
+        let peeking = self.stream.peek(proxy_header::LONGEST, |octets| {
+            seen = octets.len();
+            proxy_header::judge(octets)
+        });
+        let peeked = first_words(&self.seat, self.settings.limits.header_timeout, peeking).await;
         match peeked.map_err(broken_off)? {
             Ok(Some(opening)) => Ok(opening),
             // Balancers probe by connecting and going.
@@ -165,10 +155,10 @@ impl Arrival {
         }
         // A reload may have come between; nobody is served in plain text then.
         let Some(terminator) = self.permit.listening.terminator.load_full() else { return Err(Unwelcome::Gone) };
-        self.seat.within(self.settings.limits.header_timeout);
         let ended = {
             let mut turn = self.worker.handshakes.begin();
-            let mut shaking = pin!(self.seat.guard_idle(shake_hands(&mut self.stream, &terminator)));
+            let shaking = shake_hands(&mut self.stream, &terminator);
+            let mut shaking = pin!(first_words(&self.seat, self.settings.limits.header_timeout, shaking));
             let ended = poll_fn(|cx| match shaking.as_mut().poll(cx) {
                 Poll::Pending => Pin::new(&mut turn.pushed_out).poll(cx).map(|_| Err(Interrupt::Cut)),
                 ended => ended,
@@ -179,8 +169,8 @@ impl Arrival {
             Ok(Ok(Some(session))) if session.is_resumed => Handshake::Resumed,
             Ok(Ok(Some(_))) => Handshake::Full,
             Ok(_) => Handshake::Failed,
-            Err(Interrupt::Timeout) => Handshake::Timeout,
-            Err(Interrupt::Cut | Interrupt::Leave) => Handshake::Dropped,
+            Err(Interrupt::Timeout) if !self.seat.is_leaving() => Handshake::Timeout,
+            Err(_) => Handshake::Dropped,
         };
         self.permit.listening.stats.handshake(outcome);
         match ended {
@@ -222,6 +212,20 @@ impl Arrival {
             session,
             Box::new(self.permit),
         )
+    }
+}
+
+/// Waits for what a connection begins with. Who has been let in is not turned away because the listener closes: who speaks at
+/// once is served.
+async fn first_words<F: Future>(seat: &Seat, timeout: Duration, words: F) -> Result<F::Output, Interrupt> {
+    seat.within(timeout);
+    let mut words = pin!(words);
+    match seat.guard_idle(words.as_mut()).await {
+        Err(Interrupt::Leave) => {
+            seat.within(timeout.min(FIRST_WORDS));
+            seat.guard(words).await
+        }
+        ended => ended,
     }
 }
 

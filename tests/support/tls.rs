@@ -10,10 +10,12 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_RSA_SHA256,
     SignatureAlgorithm,
 };
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::aws_lc_rs::default_provider;
+use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion, version};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme, SupportedProtocolVersion, version};
 use socket2::SockRef;
 use teal::config::Tls;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, split};
@@ -127,6 +129,51 @@ pub fn client_config(
     match own {
         Some(pair) => builder.with_client_auth_cert(pair.chain(), pair.secret()).expect("a pair"),
         None => builder.with_no_client_auth(),
+    }
+}
+
+/// A client that believes whatever certificate it is shown, and understands signatures by `schemes`.
+pub fn believing(schemes: &[SignatureScheme], versions: &[&'static SupportedProtocolVersion]) -> ClientConfig {
+    let mut config = client_config(RootCertStore::empty(), versions, None);
+    config.dangerous().set_certificate_verifier(Arc::new(Believing(schemes.to_vec())));
+    config
+}
+
+#[derive(Debug)]
+struct Believing(Vec<SignatureScheme>);
+
+impl ServerCertVerifier for Believing {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, cert, signature, &default_provider().signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, cert, signature, &default_provider().signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.clone()
     }
 }
 
