@@ -86,7 +86,7 @@ async fn a_request_for_a_host_of_another_certificate_is_misdirected() {
         assert_eq!((answer.status, answer.field("connection")), (status, None), "{host}");
     }
     let mut absolute = site.connect("a.test", &site.client()).await;
-    assert_eq!(absolute.ask("GET http://b.test/ HTTP/1.1\r\nHost: a.test\r\n\r\n").await.status, 421);
+    assert_eq!(absolute.ask("GET https://b.test/ HTTP/1.1\r\nHost: b.test\r\n\r\n").await.status, 421);
     let reached = site.requests.lock().iter().filter(|request| request.field("host") == Some("b.test")).count();
     assert_eq!(reached, 0);
 }
