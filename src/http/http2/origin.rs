@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
 use h2::client::{Builder, ResponseFuture, SendRequest};
-use h2::{Reason, RecvStream, SendStream};
+use h2::{Ping, Reason, RecvStream, SendStream};
 use http::{Method, Response, StatusCode};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
@@ -43,12 +43,17 @@ pub(crate) async fn begin(stream: Stream) -> io::Result<Box<dyn Opener>> {
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buffer_size(SEND_BUFFER)
         .max_header_list_size(MAX_ANSWER_HEAD);
-    let (send, connection) = builder.handshake(stream).await.map_err(broken)?;
+    let (send, mut connection) = builder.handshake(stream).await.map_err(broken)?;
+    let pings = connection.ping_pong();
     let driver = tokio::spawn(async move {
         if let Err(error) = connection.await {
             tracing::debug!(%error, "HTTP/2 connection to an endpoint broke");
         }
     });
+    // Its settings come before anything else that it says: how many requests it takes, and whether WebSockets.
+    if let Some(mut pings) = pings {
+        pings.ping(Ping::opaque()).await.map_err(broken)?;
+    }
     Ok(Box::new(Shared { send, alive: Arc::new(()), is_secure, driver }))
 }
 
