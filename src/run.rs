@@ -5,6 +5,7 @@
 //! connections end when they are idle, what has not ended at the deadline is cut, and the admin API gives its last
 //! answers.
 
+mod source;
 #[cfg(test)]
 mod spread;
 mod stop;
@@ -24,12 +25,12 @@ use tokio::task::JoinSet;
 
 use crate::access::AccessLog;
 use crate::admin::{self, Admin};
-use crate::config::watch::Watch;
 use crate::config::{self, Address, Config, Problems};
 use crate::health;
 use crate::http::{OverloadWatch, Worker};
 use crate::listener::{self, BindError, Limit, Listening, WorkerSocket};
 use crate::roster::Roster;
+use crate::run::source::Source;
 use crate::run::stop::{Answering, stop_when_told};
 use crate::run::vital::{Vital, pass_on, with};
 use crate::state::{Aim, Refusal, State, SwitchRequest, Trigger, Wanted};
@@ -114,8 +115,10 @@ impl Proxy {
     /// As [`Proxy::start`], and when the file is invalid.
     pub fn start_watching(path: &Path) -> Result<Proxy, StartError> {
         // The watch comes first, so that no change between the two is missed.
-        let watch = Watch::new(path).map_err(StartError::Watch)?;
-        start(config::load(path)?, Some((path.to_owned(), watch)))
+        let mut source = Source::new(path).map_err(StartError::Watch)?;
+        let config = source.load()?;
+        source.is_in_effect();
+        start(config, Some(source))
     }
 
     /// Where it listens, in the order of the configuration, with the ports that were chosen for port 0.
@@ -186,8 +189,8 @@ impl Drop for Proxy {
     }
 }
 
-fn start(config: Config, source: Option<(PathBuf, Watch)>) -> Result<Proxy, StartError> {
-    let (source, watch) = source.unzip();
+fn start(config: Config, source: Option<Source>) -> Result<Proxy, StartError> {
+    let path = source.as_ref().map(|source| source.path().to_owned());
     raise_descriptor_limit(descriptors(&config));
     let store = Arc::new(Store::open(&config.state_dir)?);
     let rosters: Arc<[Arc<Roster>]> = (0..config.workers).map(|_| Roster::new()).collect();
@@ -211,12 +214,12 @@ fn start(config: Config, source: Option<(PathBuf, Watch)>) -> Result<Proxy, Star
         threads.push(start_worker(Arc::new(worker), inbox, vital(&format!("worker {id}")))?);
         workers.push(orders);
     }
-    let shared = Arc::new(Shared { state, rosters, workers, listeners: Mutex::default(), process_limit, source });
+    let shared = Arc::new(Shared { state, rosters, workers, listeners: Mutex::default(), process_limit, source: path });
     set_grain(&shared);
     let (reload, reloads) = mpsc::channel(1);
     let parts = [vital("the writer of the state"), vital("the health checks"), vital("the control thread")];
     let control = Control { shared: shared.clone(), stages: stages.clone(), reloads };
-    threads.push(start_control(control, writer, admin, watch, parts)?);
+    threads.push(start_control(control, writer, admin, source, parts)?);
     for (listening, sockets) in bound {
         shared.serve(listening, sockets);
     }
@@ -302,7 +305,7 @@ fn start_control(
     control: Control,
     writer: impl Future<Output = ()> + Send + 'static,
     admin: Option<Admin>,
-    watch: Option<Watch>,
+    source: Option<Source>,
     [of_writer, of_health, of_control]: [Vital; 3],
 ) -> Result<JoinHandle<()>, StartError> {
     let runtime = runtime()?;
@@ -316,7 +319,7 @@ fn start_control(
             if let Some(admin) = admin {
                 answering.task.spawn(admin.serve(state.clone(), answering.end.clone().cancelled_owned()));
             }
-            tokio::spawn(follow(control.shared.clone(), control.reloads, watch));
+            tokio::spawn(follow(control.shared.clone(), control.reloads, source));
             stop_when_told(&control.shared, &answering, control.stages).await;
         });
         // What is still open on the control side is not waited for: a slow disk or a name that does not resolve.
@@ -329,25 +332,25 @@ fn runtime() -> Result<Runtime, StartError> {
     Builder::new_current_thread().enable_all().build().map_err(StartError::Thread)
 }
 
-/// Reloads whenever the file changes or somebody asks for it.
-async fn follow(shared: Arc<Shared>, mut reloads: mpsc::Receiver<()>, mut watch: Option<Watch>) {
-    let Some(path) = shared.source.clone() else { return };
+/// Reloads whenever the file, or one that it names, changes or somebody asks for it.
+async fn follow(shared: Arc<Shared>, mut reloads: mpsc::Receiver<()>, source: Option<Source>) {
+    let Some(mut source) = source else { return };
     loop {
-        let changed = async {
-            match &mut watch {
-                Some(watch) => watch.changed().await,
-                None => std::future::pending().await,
-            }
-        };
         tokio::select! {
-            () = changed => {}
+            () = source.changed() => {}
             asked = reloads.recv() => if asked.is_none() { return },
         }
         if shared.state.is_draining() {
             // A proxy that stops opens nothing new.
             return;
         }
-        shared.reload(&path).await;
+        // A disk can be slow.
+        let loading = tokio::task::spawn_blocking(move || (source.load(), source)).await;
+        let Ok((loaded, still)) = loading else { return };
+        source = still;
+        if shared.reload(loaded).await {
+            source.is_in_effect();
+        }
     }
 }
 
@@ -361,20 +364,22 @@ impl Shared {
         self.listeners.lock().push(listening);
     }
 
-    /// Reads the file and puts it into effect, or reports why not and changes nothing.
-    async fn reload(self: &Arc<Shared>, path: &Path) {
-        let path = path.to_owned();
-        let loaded = tokio::task::spawn_blocking(move || config::load(&path)).await;
-        let Ok(loaded) = loaded else { return };
-        match loaded {
-            Ok(config) => match self.apply(config).await {
-                Ok(wanted) => {
-                    self.reloaded(Ok(()));
-                    self.ask_for(wanted);
-                }
-                Err(why) => self.reloaded(Err(why)),
-            },
-            Err(problems) => self.reloaded(Err(problems)),
+    /// Puts what was read into effect, or reports why not and changes nothing; whether it is in effect.
+    async fn reload(self: &Arc<Shared>, loaded: Result<Config, Problems>) -> bool {
+        let applied = match loaded {
+            Ok(config) => self.apply(config).await,
+            Err(problems) => Err(problems),
+        };
+        match applied {
+            Ok(wanted) => {
+                self.reloaded(Ok(()));
+                self.ask_for(wanted);
+                true
+            }
+            Err(problems) => {
+                self.reloaded(Err(problems));
+                false
+            }
         }
     }
 

@@ -76,7 +76,12 @@ impl Look {
         let all: Vec<String> = problems.chain(refused).collect();
         let mut lines: Vec<String> = all.iter().take(MOST_PROBLEMS).flat_map(|problem| self.alarm(problem)).collect();
         if !status.config.problems.is_empty() {
-            lines.splice(0..0, self.alarm("the config file was changed and has problems; the old one is in effect"));
+            lines.splice(
+                0..0,
+                self.alarm(
+                    "the config, or a file that it names, was changed and has problems; the old one is in effect",
+                ),
+            );
         }
         if all.len() > MOST_PROBLEMS {
             lines.extend(self.alarm(&format!("… and {} more", all.len() - MOST_PROBLEMS)));
@@ -344,8 +349,8 @@ mod tests {
         let refused = json!({ "service": "api", "reason": "api: green has no endpoints, nothing is deployed there" });
         let config = json!({ "problems": vec![problem; 6], "refused": [refused] });
         let lines = look(Some(40)).whole(&status(json!([]), config));
-        assert_eq!(lines[1], "the config file was changed and has");
-        assert_eq!(lines[3], "teal.toml:3:5: found [2J, expected 1");
+        assert_eq!(lines[1], "the config, or a file that it names, was");
+        assert_eq!(lines[4], "teal.toml:3:5: found [2J, expected 1");
         assert!(lines.contains(&"… and 2 more".to_owned()), "{lines:#?}");
     }
 

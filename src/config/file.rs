@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use toml::Spanned;
 use toml::de::{DeTable, Error};
@@ -23,13 +23,22 @@ pub(crate) const LARGEST: u64 = 4 << 20;
 /// # Errors
 /// Every problem of the file; one of them at line 1 when it cannot be read at all.
 pub fn load(path: &Path) -> Result<Config, Problems> {
+    load_noting(path, &mut Vec::new())
+}
+
+/// As [`load`], and adds to `files` those that the file names and that belong to it, such as certificates, whether or not
+/// they could be read.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_noting(path: &Path, files: &mut Vec<PathBuf>) -> Result<Config, Problems> {
     let octets = read(path).map_err(|message| only_problem(path, (1, 1), message))?;
     let text = std::str::from_utf8(&octets).map_err(|error| {
         let at = error.valid_up_to();
         let message = format!("found the octet 0x{:02x}, expected text in UTF-8", octets[at]);
         only_problem(path, position(&octets, at), message)
     })?;
-    parse(text, path)
+    parse_noting(text, path, files)
 }
 
 /// Reads a config from `text`; `path` only names it in problems.
@@ -37,6 +46,10 @@ pub fn load(path: &Path) -> Result<Config, Problems> {
 /// # Errors
 /// Every problem of the text, in its order.
 pub fn parse(text: &str, path: &Path) -> Result<Config, Problems> {
+    parse_noting(text, path, &mut Vec::new())
+}
+
+fn parse_noting(text: &str, path: &Path, files: &mut Vec<PathBuf>) -> Result<Config, Problems> {
     if text.len() as u64 > LARGEST {
         return Err(only_problem(path, (1, 1), too_large()));
     }
@@ -45,6 +58,7 @@ pub fn parse(text: &str, path: &Path) -> Result<Config, Problems> {
     let (entries, errors) = table(text);
     syntax(&report, text, &errors);
     let meant = entries.as_ref().map(|entries| Table::read_top(&report, entries.get_ref(), meaning::config));
+    files.append(&mut report.take_files());
     report.finish(path)?;
     Ok(meant.expect("an error of syntax is in the report"))
 }

@@ -30,7 +30,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-pub use file::{load, parse};
+pub use file::{load, load_noting, parse};
 pub use origin::{Protocol, UpstreamTls};
 pub use problem::{Problem, Problems};
 pub use reader::Expected;

@@ -9,7 +9,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::hash::Hash;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use toml::Spanned;
@@ -41,12 +41,14 @@ const MOST_PROBLEMS: usize = 100;
 pub(crate) struct Report<'t> {
     text: &'t str,
     problems: RefCell<Vec<(usize, String)>>,
+    /// The files that it names and that were read with it, or should have been.
+    files: RefCell<Vec<PathBuf>>,
     beyond: Cell<usize>,
 }
 
 impl<'t> Report<'t> {
     pub(crate) fn new(text: &'t str) -> Report<'t> {
-        Report { text, problems: RefCell::default(), beyond: Cell::new(0) }
+        Report { text, problems: RefCell::default(), files: RefCell::default(), beyond: Cell::new(0) }
     }
 
     /// The message is made only while there is room for it, so a hostile file cannot make this slow.
@@ -57,6 +59,10 @@ impl<'t> Report<'t> {
         }
         let message = message();
         self.problems.borrow_mut().push((at, message));
+    }
+
+    pub(crate) fn take_files(&self) -> Vec<PathBuf> {
+        self.files.take()
     }
 
     /// `Ok` when nothing was wrong.
@@ -339,6 +345,11 @@ impl<'r> Table<'r> {
     pub(crate) fn conflict(&self, key: &str, message: impl FnOnce() -> String) {
         let at = self.entries.and_then(|entries| entries.get(key)).map_or(self.at, |value| value.span().start);
         self.conflict_at(at, key, message);
+    }
+
+    /// Remembers that a file belongs to the config: a change of it is a change of the config.
+    pub(crate) fn reads(&self, file: &Path) {
+        self.report.files.borrow_mut().push(file.to_owned());
     }
 
     /// As [`Table::conflict`], at a place of its own.

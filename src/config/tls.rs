@@ -73,14 +73,6 @@ pub struct ClientAuth {
     pub is_required: bool,
 }
 
-impl Tls {
-    /// The files to watch.
-    pub fn files(&self) -> impl Iterator<Item = &Path> {
-        let pairs = self.certificates.iter().flat_map(|pair| [pair.cert.as_path(), pair.key.as_path()]);
-        pairs.chain(self.client_auth.iter().map(|auth| auth.ca.as_path()))
-    }
-}
-
 /// `None` when something is wrong, which is in the report then.
 pub(crate) fn tls(table: &mut Table<'_>) -> Option<Tls> {
     let min_version =
@@ -99,6 +91,7 @@ fn certificate(table: &mut Table<'_>) -> Option<Certificate> {
     let cert = table.required("cert", "the path of a PEM file with the certificate and its chain", path);
     let key = table.required("key", "the path of a PEM file with its private key", path);
     let (cert, key) = (cert?.into_inner(), key?.into_inner());
+    [&cert, &key].into_iter().for_each(|file| table.reads(file));
     let chain = read_chain(&cert).map_err(|why| table.conflict("cert", || why)).ok();
     let secret = read_key(&key).map_err(|why| table.conflict("key", || why)).ok();
     let (chain, (secret, is_exposed)) = (chain?, secret?);
@@ -119,6 +112,7 @@ fn client_auth(table: &mut Table<'_>) -> Option<ClientAuth> {
         table.conflict("client_auth", || message.to_owned());
     }
     let ca = ca?.into_inner();
+    table.reads(&ca);
     let authorities = read_chain(&ca).map_err(|why| table.conflict("client_ca", || why)).ok()?;
     Some(ClientAuth { ca, authorities, is_required: is_required.is_none_or(Spanned::into_inner) })
 }

@@ -7,6 +7,7 @@ mod bad_input;
 mod certificates;
 mod clients;
 mod endings;
+mod rotation;
 
 use std::sync::Arc;
 
