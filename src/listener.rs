@@ -155,9 +155,11 @@ impl Listening {
             .map_err(|reason| BindError::Tls { address: settings.listen.clone(), reason })?;
         let (address, sockets) =
             bind_sockets(&settings.listen, workers).map_err(|reason| why(&settings.listen, reason))?;
+        let stats = stats(&address.to_string());
+        stats.tls.store(settings.tls.clone());
         let listening = Listening {
             id,
-            stats: stats(&address.to_string()),
+            stats,
             address,
             limit: Arc::new(Limit::new(settings.limits.connections)),
             rate: ArcSwapOption::new(rate_limit(&settings, None)),
@@ -190,7 +192,10 @@ impl Listening {
         self.rate.store(rate_limit(&settings, self.rate.load_full()));
         if self.settings.load().tls != settings.tls || self.settings.load().http2 != settings.http2 {
             match terminator(&settings, self.terminator.load().as_deref()) {
-                Ok(terminator) => self.terminator.store(terminator),
+                Ok(terminator) => {
+                    self.terminator.store(terminator);
+                    self.stats.tls.store(settings.tls.clone());
+                }
                 Err(error) => tracing::error!(address = %self.address, %error, "the old certificates stay in use"),
             }
         }
@@ -200,6 +205,7 @@ impl Listening {
     /// Stops accepting, after what waits in the queues.
     pub fn close(&self) {
         self.closing.cancel();
+        self.stats.tls.store(None);
         if let Address::Unix(path) = &self.address {
             let _ = std::fs::remove_file(path);
         }

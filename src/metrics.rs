@@ -8,10 +8,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use crossbeam_utils::CachePadded;
 use parking_lot::{Mutex, Once};
 
-use crate::config::{ByColor, Color};
+use crate::config::{ByColor, Color, Tls};
 
 /// Upper bounds of `teal_request_seconds`, in microseconds; the last bucket is unbounded.
 pub const LATENCY_BOUNDS_US: [u64; 14] = [
@@ -118,6 +119,8 @@ pub struct ListenerStats {
     pub connections: AtomicI64,
     handshakes: [AtomicU64; Handshake::ALL.len()],
     rejected: [AtomicU64; Rejection::ALL.len()],
+    /// What it ends TLS with. `None`: plain text, or closed.
+    pub tls: ArcSwapOption<Tls>,
     /// Done when somebody has spoken TLS where nobody may, which is said once.
     pub first_tls_in_plain_text: Once,
 }

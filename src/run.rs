@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
 use tokio::runtime::{Builder, Runtime};
@@ -192,6 +192,7 @@ impl Drop for Proxy {
 fn start(config: Config, source: Option<Source>) -> Result<Proxy, StartError> {
     let path = source.as_ref().map(|source| source.path().to_owned());
     raise_descriptor_limit(descriptors(&config));
+    keep_secrets(&config, None);
     let store = Arc::new(Store::open(&config.state_dir)?);
     let rosters: Arc<[Arc<Roster>]> = (0..config.workers).map(|_| Roster::new()).collect();
     let access = AccessLog::open(&config.log.access).map_err(StartError::Access)?.map(Arc::new);
@@ -413,6 +414,7 @@ impl Shared {
             Ok(Err(error)) => return Err(self.problem(error.to_string())),
             Err(busy) => return Err(self.problem(busy.to_string())),
         };
+        keep_secrets(&self.state.load().config, Some(&before));
         if needed != descriptors(&before) {
             raise_descriptor_limit(needed);
         }
@@ -521,6 +523,29 @@ fn set_grain(shared: &Shared) {
         services.flat_map(|service| [service.connect_timeout, service.response_timeout, service.queue_timeout]);
     let shortest = of_listeners.chain(of_services).min().unwrap_or(Duration::from_secs(1));
     shared.rosters.iter().for_each(|roster| roster.set_shortest_timeout(shortest));
+}
+
+/// Says what the config has to be warned of and had not `before`; where there are keys, a crash must not write them down.
+fn keep_secrets(config: &Config, before: Option<&Config>) {
+    let now = SystemTime::now();
+    let known = before.map(|before| before.warnings(now)).unwrap_or_default();
+    for warning in config.warnings(now).difference(&known) {
+        tracing::warn!("{warning}");
+    }
+    if config.listeners.iter().any(|listener| listener.tls.is_some()) {
+        forbid_core_dumps();
+    }
+}
+
+/// For good: keys that are not in use any more may still be in memory. With 0 the kernel writes no file, but starts a program
+/// that takes dumps, if there is one; with 1, less than any dump has, it does neither (core(5)).
+fn forbid_core_dumps() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { maximum, .. } = getrlimit(Resource::Core);
+    let current = maximum.map_or(1, |maximum| maximum.min(1));
+    if let Err(error) = setrlimit(Resource::Core, Rlimit { current: Some(current), maximum }) {
+        tracing::warn!(%error, "a crash may write private keys to a core dump");
+    }
 }
 
 /// Two descriptors for each connection, the client's and the origin's, and one for the probe of each endpoint.

@@ -3,6 +3,7 @@
 //! Labels come from the configuration, so their number is bounded by it. A count that has not moved is shown as zero:
 //! a rate needs to see the step from there.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -174,6 +175,21 @@ fn of_listeners(listeners: &[(String, Arc<ListenerStats>)]) -> Vec<MetricFamily>
                     counter(&[("listener", &**address), ("reason", why.as_str())], stats.rejected(why))
                 };
                 Rejection::ALL.map(row)
+            }),
+        ),
+        gauges(
+            "teal_tls_certificate_expiry_timestamp_seconds",
+            "When a certificate expires, in seconds since 1970.",
+            listeners.iter().flat_map(|(address, stats)| {
+                let tls = stats.tls.load_full();
+                let certificates = tls.iter().flat_map(|tls| &tls.certificates);
+                // One that is named twice is one.
+                let ends: BTreeMap<_, _> =
+                    certificates.map(|one| (one.cert.display().to_string(), one.facts.not_after)).collect();
+                let row = |(cert, end): (String, i64)| {
+                    gauge(&[("listener", &**address), ("certificate", &*cert)], u64::try_from(end).unwrap_or(0))
+                };
+                ends.into_iter().map(row).collect::<Vec<_>>()
             }),
         ),
         counters(

@@ -20,7 +20,7 @@ use crate::admin::app::{App, blocking};
 use crate::admin::extract::Segment;
 use crate::admin::problem::Problem;
 use crate::admin::view::{Seen, see};
-use crate::config::Color;
+use crate::config::{Certificate, Color, date};
 use crate::drain::{DrainReport, KindReport, rfc3339};
 use crate::service::ByKind;
 use crate::state::{Readiness, State};
@@ -79,6 +79,25 @@ pub struct ListenerStatus {
     pub address: String,
     /// Open now.
     pub connections: u64,
+    /// That it ends TLS with, the default first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub certificates: Vec<CertificateStatus>,
+}
+
+/// A certificate in use.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct CertificateStatus {
+    /// The file that it is in.
+    pub cert: String,
+    /// The hosts that it is for.
+    pub names: Vec<String>,
+    /// RFC 3339.
+    pub not_before: String,
+    /// RFC 3339.
+    pub not_after: String,
+    /// It has expired, expires within 14 days or is not valid yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warning: Option<String>,
 }
 
 /// One service.
@@ -264,7 +283,19 @@ fn config(state: &State) -> ConfigStatus {
 }
 
 fn listener((address, stats): (String, Arc<crate::metrics::ListenerStats>)) -> ListenerStatus {
-    ListenerStatus { address, connections: at_least_zero(stats.connections.load(Ordering::Relaxed)) }
+    let (now, tls) = (SystemTime::now(), stats.tls.load_full());
+    let certificate = |certificate: &Certificate| CertificateStatus {
+        cert: certificate.cert.display().to_string(),
+        names: certificate.facts.names.iter().map(ToString::to_string).collect(),
+        not_before: date(certificate.facts.not_before),
+        not_after: date(certificate.facts.not_after),
+        warning: certificate.warning(now),
+    };
+    ListenerStatus {
+        address,
+        connections: at_least_zero(stats.connections.load(Ordering::Relaxed)),
+        certificates: tls.iter().flat_map(|tls| &tls.certificates).map(certificate).collect(),
+    }
 }
 
 fn service(seen: &Seen, stored: &BTreeMap<String, Stored>, drains: &HashMap<Arc<str>, DrainStatus>) -> ServiceStatus {

@@ -1,6 +1,8 @@
 //! `teal check`: reads a config file with the code that `teal run` uses, and says what is wrong with it, all at once.
 
+use std::collections::BTreeSet;
 use std::path::Path;
+use std::time::SystemTime;
 
 use serde_json::{Value, json};
 
@@ -19,15 +21,19 @@ pub(super) struct Options {
 /// Every problem of the file.
 pub(super) fn check(path: &Path, options: &Options) -> Result<(), Failure> {
     let loaded = config::load(path);
+    let warnings = loaded.as_ref().map(|config| config.warnings(SystemTime::now())).unwrap_or_default();
     if options.json {
-        out(&pretty(&loaded.as_ref().map_or_else(|problems| faults(path, problems), |config| facts(path, config))));
+        out(&pretty(
+            &loaded.as_ref().map_or_else(|problems| faults(path, problems), |config| facts(path, config, &warnings)),
+        ));
     } else if let Ok(config) = &loaded {
-        out(&format!("{}: ok ({})\n", path.display(), summary(config)));
+        let warnings: String = warnings.iter().map(|warning| format!("warning: {warning}\n")).collect();
+        out(&format!("{}: ok ({})\n{warnings}", path.display(), summary(config)));
     }
     loaded.map(drop).map_err(Failure::Config)
 }
 
-fn facts(path: &Path, config: &Config) -> Value {
+fn facts(path: &Path, config: &Config, warnings: &BTreeSet<String>) -> Value {
     let listeners: Vec<_> = config.listeners.iter().map(|listener| listener.listen.to_string()).collect();
     json!({
         "file": path.display().to_string(),
@@ -36,6 +42,7 @@ fn facts(path: &Path, config: &Config) -> Value {
         "admin": config.admin.as_ref().map(|admin| admin.listen.to_string()),
         "services": config.services.keys().collect::<Vec<_>>(),
         "routes": config.routes.len(),
+        "warnings": warnings,
     })
 }
 

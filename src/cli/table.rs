@@ -33,6 +33,7 @@ impl Look {
     pub(super) fn whole(&self, status: &Status) -> Vec<String> {
         let mut lines = vec![self.heading(status)];
         lines.extend(self.troubles(status));
+        lines.extend(self.certificates(status));
         lines.push(String::new());
         lines.extend(self.services(&status.services));
         lines
@@ -85,6 +86,20 @@ impl Look {
         }
         if all.len() > MOST_PROBLEMS {
             lines.extend(self.alarm(&format!("… and {} more", all.len() - MOST_PROBLEMS)));
+        }
+        lines
+    }
+
+    /// Certificates that somebody should look after, each once.
+    fn certificates(&self, status: &Status) -> Vec<String> {
+        let certificates = status.listeners.iter().flat_map(|listener| &listener.certificates);
+        let mut warnings: Vec<&str> = certificates.filter_map(|one| one.warning.as_deref()).collect();
+        warnings.sort_unstable();
+        warnings.dedup();
+        let more = warnings.len().saturating_sub(MOST_PROBLEMS);
+        let mut lines: Vec<_> = warnings.into_iter().take(MOST_PROBLEMS).flat_map(|text| self.alarm(text)).collect();
+        if more > 0 {
+            lines.extend(self.alarm(&format!("… and {more} more certificates")));
         }
         lines
     }

@@ -17,14 +17,14 @@ mod tls;
 mod units;
 pub mod watch;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -34,7 +34,7 @@ pub use file::{load, load_noting, parse};
 pub use origin::{Protocol, UpstreamTls};
 pub use problem::{Problem, Problems};
 pub use reader::Expected;
-pub use tls::{Certificate, CertificateFacts, ClientAuth, Tls, TlsVersion};
+pub use tls::{Certificate, CertificateFacts, ClientAuth, Tls, TlsVersion, date};
 pub use units::{parse_duration, parse_size};
 
 /// One of the two colors of a service.
@@ -139,6 +139,23 @@ pub struct Config {
     pub services: BTreeMap<Arc<str>, Arc<Service>>,
     /// In file order. Each names a service that exists; no two have the same host and path.
     pub routes: Vec<Route>,
+}
+
+impl Config {
+    /// What is allowed, and still not as it should be: keys that others may read, and certificates that have expired or
+    /// are about to. One line each, none twice.
+    pub fn warnings(&self, now: SystemTime) -> BTreeSet<String> {
+        let tls = self.listeners.iter().filter_map(|listener| listener.tls.as_ref());
+        let mut warnings = BTreeSet::new();
+        for certificate in tls.flat_map(|tls| &tls.certificates) {
+            if certificate.is_exposed {
+                let key = certificate.key.display();
+                warnings.insert(format!("{key} is a private key that everybody on this machine may read: chmod o= it"));
+            }
+            warnings.extend(certificate.warning(now));
+        }
+        warnings
+    }
 }
 
 /// The admin API.

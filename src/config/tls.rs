@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::pem::PemObject;
@@ -24,6 +25,10 @@ use crate::config::units::{path, word};
 const LARGEST: u64 = 1 << 20;
 /// Of the mode of a file: what others than its owner and its group may do.
 const EXPOSED: u32 = 0o007;
+
+const DAY: i64 = 24 * 60 * 60;
+/// From when on the end of a certificate is warned of: what renews it by itself has done so long before.
+const SOON: i64 = 14 * DAY;
 
 /// How a listener speaks TLS.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -56,6 +61,28 @@ pub struct CertificateFacts {
     /// Seconds since 1970.
     pub not_before: i64,
     pub not_after: i64,
+}
+
+impl Certificate {
+    /// Why it needs somebody's attention soon, if it does.
+    pub fn warning(&self, now: SystemTime) -> Option<String> {
+        let CertificateFacts { not_before, not_after, .. } = self.facts;
+        let now = now.duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX));
+        let (cert, left) = (self.cert.display(), not_after.saturating_sub(now));
+        match left {
+            _ if now < not_before => Some(format!("{cert} is not valid before {}", date(not_before))),
+            ..0 => Some(format!("{cert} has expired, on {}", date(not_after))),
+            0..SOON => Some(format!("{cert} expires in {} days, on {}", left / DAY, date(not_after))),
+            _ => None,
+        }
+    }
+}
+
+/// A time in seconds since 1970 as RFC 3339 has it, or the nearest that it can write.
+pub fn date(seconds: i64) -> String {
+    const END_OF_9999: u64 = 253_402_300_799;
+    let seconds = u64::try_from(seconds).unwrap_or(0).min(END_OF_9999);
+    humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(seconds)).to_string()
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]

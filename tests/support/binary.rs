@@ -6,7 +6,7 @@ use std::process::{ExitStatus, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
-use tokio::process::{Child, ChildStdout, Command};
+use tokio::process::{Child, ChildStderr, ChildStdout, Command};
 
 use super::client::{Answer, Client};
 use super::soon;
@@ -44,6 +44,11 @@ impl Binary {
     pub fn pid(&self) -> Pid {
         let id = self.child.id().expect("it was not waited for");
         Pid::from_raw(id.try_into().expect("a process id")).expect("a process id")
+    }
+
+    /// What it logs, if its standard error was made a pipe; the first time that it is asked for.
+    pub fn stderr(&mut self) -> Option<ChildStderr> {
+        self.child.stderr.take()
     }
 
     pub fn signal(&self, signal: Signal) {

@@ -4,6 +4,7 @@
 mod support;
 
 mod bad_input;
+mod care;
 mod certificates;
 mod clients;
 mod endings;
