@@ -76,11 +76,19 @@ impl Decoder {
 
     /// The next piece of data at the front of `input`, which is not empty. Trailers are ready when it is done.
     pub(crate) fn step(&mut self, input: &[u8], trailers: &mut Vec<u8>) -> Result<Step, BadBody> {
+        self.step_within(usize::MAX, input, trailers)
+    }
+
+    /// As [`Decoder::step`], with at most `room` octets of data. Without any it gets as far as the next data.
+    pub(crate) fn step_within(&mut self, room: usize, input: &[u8], trailers: &mut Vec<u8>) -> Result<Step, BadBody> {
         match self {
             Decoder::Done => Ok(Step { consumed: 0, data: 0..0 }),
-            Decoder::UntilClose => Ok(Step { consumed: input.len(), data: 0..input.len() }),
+            Decoder::UntilClose => {
+                let count = input.len().min(room);
+                Ok(Step { consumed: count, data: 0..count })
+            }
             Decoder::Length(left) => {
-                let count = input.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
+                let count = input.len().min(room).min(usize::try_from(*left).unwrap_or(usize::MAX));
                 *left -= count as u64;
                 if *left == 0 {
                     *self = Decoder::Done;
@@ -88,7 +96,7 @@ impl Decoder {
                 Ok(Step { consumed: count, data: 0..count })
             }
             Decoder::Chunked(chunked) => {
-                let (step, is_done) = chunked.step(input)?;
+                let (step, is_done) = chunked.step(room, input)?;
                 if is_done {
                     *trailers = std::mem::take(&mut chunked.trailers);
                     *self = Decoder::Done;
@@ -109,10 +117,10 @@ impl Decoder {
 
 impl Chunked {
     /// The next piece of data, and whether the body ends with it.
-    fn step(&mut self, input: &[u8]) -> Result<(Step, bool), BadBody> {
+    fn step(&mut self, room: usize, input: &[u8]) -> Result<(Step, bool), BadBody> {
         for (at, &byte) in input.iter().enumerate() {
             if let At::Data { left } = self.at {
-                let count = (input.len() - at).min(usize::try_from(left).unwrap_or(usize::MAX));
+                let count = (input.len() - at).min(room).min(usize::try_from(left).unwrap_or(usize::MAX));
                 let left = left - count as u64;
                 self.at = if left == 0 { At::DataReturn } else { At::Data { left } };
                 return Ok((Step { consumed: at + count, data: at..at + count }, false));

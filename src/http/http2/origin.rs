@@ -13,7 +13,7 @@ use http::{Method, Response, StatusCode};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use crate::http::decoder::Decoder;
-use crate::http::http2::stream::{Reading, Text, broken, poll_room, send_some};
+use crate::http::http2::stream::{Reading, Text, broken, poll_grant, send_plain, send_some};
 use crate::http::http2::text::{self, OriginHead};
 use crate::net::{Multiplexed, Opener, Refused, Stream};
 
@@ -203,23 +203,21 @@ impl Multiplexed for Conversation {
     }
 
     fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match &mut self.request {
-            Asking::Head { .. } => Poll::Ready(self.take_head(bytes)),
-            Asking::Body(send, decoder) => {
-                let room = ready!(poll_room(send, cx, bytes.len()))?;
-                let count = send_some(send, decoder, room, bytes)?;
-                if decoder.is_done() {
-                    self.request = Asking::Done;
-                }
-                Poll::Ready(Ok(count))
+        loop {
+            let (count, send) = match &mut self.request {
+                Asking::Head { .. } => return Poll::Ready(self.take_head(bytes)),
+                Asking::Body(send, decoder) => (send_some(send, decoder, bytes)?, send),
+                Asking::Open(send) => (send_plain(send, bytes)?, send),
+                Asking::Done => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+            };
+            if count == 0 {
+                ready!(poll_grant(send, cx))?;
+                continue;
             }
-            Asking::Open(send) => {
-                let room = ready!(poll_room(send, cx, bytes.len()))?;
-                let count = room.min(bytes.len());
-                send.send_data(Bytes::copy_from_slice(&bytes[..count]), false).map_err(broken)?;
-                Poll::Ready(Ok(count))
+            if matches!(&self.request, Asking::Body(_, decoder) if decoder.is_done()) {
+                self.request = Asking::Done;
             }
-            Asking::Done => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+            return Poll::Ready(Ok(count));
         }
     }
 

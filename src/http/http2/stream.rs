@@ -124,17 +124,13 @@ fn is_upgrade(head: &[u8]) -> bool {
     head.starts_with(b"HTTP/1.1 101 ")
 }
 
-/// Sends a piece of a body, as much as the client grants.
-pub(super) fn send_some(
-    send: &mut SendStream<Bytes>,
-    decoder: &mut Decoder,
-    room: usize,
-    bytes: &[u8],
-) -> io::Result<usize> {
+/// Sends a piece of a body, as much as the client grants; says how much of `bytes` that was. What frames the body takes
+/// nothing of the grant, so its end never waits for one.
+pub(super) fn send_some(send: &mut SendStream<Bytes>, decoder: &mut Decoder, bytes: &[u8]) -> io::Result<usize> {
     let mut trailers = Vec::new();
-    let input = &bytes[..bytes.len().min(room)];
-    let step = decoder.step(input, &mut trailers).map_err(|_| io::ErrorKind::InvalidData)?;
-    let data = &input[step.data.clone()];
+    let room = room(send, bytes.len());
+    let step = decoder.step_within(room, bytes, &mut trailers).map_err(|_| io::ErrorKind::InvalidData)?;
+    let data = &bytes[step.data.clone()];
     let is_last = decoder.is_done();
     let fields = if trailers.len() > 2 { text::trailer_fields(&trailers) } else { None };
     let ends_here = is_last && fields.is_none();
@@ -144,22 +140,43 @@ pub(super) fn send_some(
     if let (true, Some(fields)) = (is_last, fields) {
         send.send_trailers(fields).map_err(broken)?;
     }
+    if step.consumed == bytes.len() {
+        give_back(send);
+    }
     Ok(step.consumed)
 }
 
-/// Room in the client's window, at least one octet.
-pub(super) fn poll_room(send: &mut SendStream<Bytes>, cx: &mut Context<'_>, wanted: usize) -> Poll<io::Result<usize>> {
-    loop {
-        let room = send.capacity();
-        if room > 0 {
-            return Poll::Ready(Ok(room));
-        }
-        send.reserve_capacity(wanted.min(STEP));
-        match ready!(send.poll_capacity(cx)) {
-            Some(Ok(_)) => {}
-            Some(Err(error)) => return Poll::Ready(Err(broken(error))),
-            None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
-        }
+/// Sends a piece of what has no framing.
+pub(super) fn send_plain(send: &mut SendStream<Bytes>, bytes: &[u8]) -> io::Result<usize> {
+    let count = room(send, bytes.len()).min(bytes.len());
+    if count > 0 {
+        send.send_data(Bytes::copy_from_slice(&bytes[..count]), false).map_err(broken)?;
+    }
+    Ok(count)
+}
+
+/// Asks for `wanted` octets of the window that the client grants; says how many there are.
+fn room(send: &mut SendStream<Bytes>, wanted: usize) -> usize {
+    let wanted = wanted.min(STEP);
+    if send.capacity() < wanted {
+        send.reserve_capacity(wanted);
+    }
+    send.capacity()
+}
+
+/// Leaves to other streams what was asked for and not needed.
+fn give_back(send: &mut SendStream<Bytes>) {
+    if send.capacity() > 0 {
+        send.reserve_capacity(0);
+    }
+}
+
+/// Ready when the client may have granted more.
+pub(super) fn poll_grant(send: &mut SendStream<Bytes>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    match ready!(send.poll_capacity(cx)) {
+        Some(Ok(_)) => Poll::Ready(Ok(())),
+        Some(Err(error)) => Poll::Ready(Err(broken(error))),
+        None => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
     }
 }
 
@@ -259,23 +276,21 @@ impl Multiplexed for Exchange {
     }
 
     fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match &mut self.answer {
-            Answer::Head(_) => Poll::Ready(self.take_head(bytes)),
-            Answer::Body(send, decoder) => {
-                let room = ready!(poll_room(send, cx, bytes.len()))?;
-                let count = send_some(send, decoder, room, bytes)?;
-                if decoder.is_done() {
-                    self.answer = Answer::Done;
-                }
-                Poll::Ready(Ok(count))
+        loop {
+            let (count, send) = match &mut self.answer {
+                Answer::Head(_) => return Poll::Ready(self.take_head(bytes)),
+                Answer::Body(send, decoder) => (send_some(send, decoder, bytes)?, send),
+                Answer::Open(send) => (send_plain(send, bytes)?, send),
+                Answer::Done => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+            };
+            if count == 0 {
+                ready!(poll_grant(send, cx))?;
+                continue;
             }
-            Answer::Open(send) => {
-                let room = ready!(poll_room(send, cx, bytes.len()))?;
-                let count = room.min(bytes.len());
-                send.send_data(Bytes::copy_from_slice(&bytes[..count]), false).map_err(broken)?;
-                Poll::Ready(Ok(count))
+            if matches!(&self.answer, Answer::Body(_, decoder) if decoder.is_done()) {
+                self.answer = Answer::Done;
             }
-            Answer::Done => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+            return Poll::Ready(Ok(count));
         }
     }
 

@@ -29,11 +29,8 @@ pub(super) struct RequestText {
 /// The text of a request's head. `None`: there is no request that it could mean.
 pub(super) fn request_head(parts: &Parts, body: &RecvStream) -> Option<RequestText> {
     let protocol = parts.extensions.get::<Protocol>().map(Protocol::as_str);
-    let is_websocket = match (&parts.method, protocol) {
-        (&Method::CONNECT, Some(protocol)) => protocol.eq_ignore_ascii_case("websocket").then_some(true)?,
-        (_, Some(_)) => return None,
-        (_, None) => false,
-    };
+    // Any other protocol stays a CONNECT, which the reader refuses as such.
+    let is_websocket = protocol.is_some_and(|protocol| protocol.eq_ignore_ascii_case("websocket"));
     let mut out = Vec::with_capacity(512);
     let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
     out.extend_from_slice(if is_websocket { b"GET" } else { parts.method.as_str().as_bytes() });
@@ -59,7 +56,8 @@ fn push_host(out: &mut Vec<u8>, parts: &Parts) {
         push_field(out, "Host", authority);
     }
     let mut hosts = parts.headers.get_all(header::HOST).iter();
-    let says_the_same = |host: &HeaderValue| authority.is_some_and(|authority| authority == host.as_bytes());
+    let says_the_same =
+        |host: &HeaderValue| authority.is_some_and(|authority| authority.eq_ignore_ascii_case(host.as_bytes()));
     match (hosts.next(), hosts.next()) {
         (Some(host), None) if says_the_same(host) => {}
         _ => parts.headers.get_all(header::HOST).iter().for_each(|host| push_field(out, "Host", host.as_bytes())),
