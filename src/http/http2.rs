@@ -7,24 +7,22 @@
 pub(super) mod origin;
 mod stream;
 mod text;
+mod wire;
 
 use std::future::poll_fn;
-use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
 use h2::server::{Builder, Connection, SendResponse};
 use h2::{Reason, RecvStream};
 use http::Request;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::http::Client;
-use crate::http::buffer::Buffer;
 use crate::http::connection::serve;
+use crate::http::http2::wire::Wire;
 use crate::net::Stream;
 use crate::roster::{Interrupt, Seat};
 
@@ -42,6 +40,9 @@ const SEND_BUFFER: usize = 64 * 1024;
 /// reset one (CVE-2025-8671); more of either ends the connection.
 const MOST_RESETS: usize = 20;
 const MOST_ERRORS: usize = 256;
+/// Requests of one connection that its client may have given up before they were answered, unless they are fewer than those
+/// that it waited for. Each has cost an origin something, however late the reset came.
+const MOST_GIVEN_UP: usize = 500;
 /// How long a client may take to answer a goodbye.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
@@ -61,6 +62,21 @@ struct UnderWay {
     /// Without its stream.
     client: Client,
     count: AtomicUsize,
+    /// Requests so far.
+    begun: AtomicUsize,
+    given_up: AtomicUsize,
+}
+
+impl UnderWay {
+    fn is_empty(&self) -> bool {
+        self.count.load(Ordering::Relaxed) == 0
+    }
+
+    /// Whether the client asks for much that it does not want.
+    fn is_wasted(&self) -> bool {
+        let given_up = self.given_up.load(Ordering::Relaxed);
+        given_up > MOST_GIVEN_UP && given_up > self.begun.load(Ordering::Relaxed) / 2
+    }
 }
 
 /// One request's share of its connection.
@@ -70,6 +86,7 @@ struct Share(Arc<UnderWay>);
 impl Share {
     fn of(under_way: &Arc<UnderWay>) -> Share {
         under_way.count.fetch_add(1, Ordering::Relaxed);
+        under_way.begun.fetch_add(1, Ordering::Relaxed);
         under_way.client.seat.without_limit();
         Share(under_way.clone())
     }
@@ -77,40 +94,61 @@ impl Share {
 
 impl Drop for Share {
     fn drop(&mut self) {
-        let UnderWay { client, count } = &*self.0;
+        let UnderWay { client, count, .. } = &*self.0;
         if count.fetch_sub(1, Ordering::Relaxed) == 1 {
-            client.seat.within(client.listener.limits.idle_timeout);
+            let is_leaving = client.seat.is_leaving();
+            client.seat.within(if is_leaving { LAST_WORDS } else { client.listener.limits.idle_timeout });
         }
     }
+}
+
+/// What happens on a connection.
+enum Event {
+    Request(Box<(Request<RecvStream>, SendResponse<Bytes>)>),
+    /// It has ended.
+    Over,
+    /// It costs more than it is good for.
+    Abuse,
+    Interrupt(Interrupt),
 }
 
 /// Serves the connection until the client leaves or is asked to.
 pub async fn serve_http2(mut client: Client) {
     client.seat.take().await;
     client.seat.within(client.listener.limits.header_timeout);
-    let wire = Wire { ahead: std::mem::take(&mut client.buffer), stream: client.stream.take() };
+    let is_flooded = Arc::new(AtomicBool::new(false));
+    let ahead = std::mem::take(&mut client.buffer);
+    let wire = Wire::new(ahead, client.stream.take(), PREFACE.len(), is_flooded.clone());
     let handshake = settings(&client).handshake::<_, Bytes>(wire);
     let Ok(Ok(mut connection)) = client.seat.guard(handshake).await else { return };
     client.seat.within(client.listener.limits.idle_timeout);
-    let under_way = Arc::new(UnderWay { client, count: AtomicUsize::new(0) });
+    let [count, begun, given_up] = [const { AtomicUsize::new(0) }; 3];
+    let under_way = Arc::new(UnderWay { client, count, begun, given_up });
     let seat = &under_way.client.seat;
     let mut is_leaving = false;
     loop {
-        match next(&mut connection, seat, is_leaving).await {
-            Ok(Some(Ok((request, respond)))) => begin(&under_way, request, respond),
-            Ok(None | Some(Err(_))) => return,
-            Err(Interrupt::Cut) => return connection.abrupt_shutdown(Reason::NO_ERROR),
-            Err(Interrupt::Timeout) if is_leaving => return,
-            Err(Interrupt::Timeout | Interrupt::Leave) => {
+        match next(&mut connection, seat, is_leaving, &is_flooded).await {
+            Event::Request(_) if under_way.is_wasted() => break,
+            Event::Request(request) => begin(&under_way, *request),
+            Event::Over => return,
+            Event::Abuse => break,
+            Event::Interrupt(Interrupt::Cut) => return,
+            Event::Interrupt(Interrupt::Timeout) if is_leaving => return,
+            Event::Interrupt(Interrupt::Timeout | Interrupt::Leave) => {
                 is_leaving = true;
+                seat.leave();
                 // Says goodbye twice: what is on its way when the first arrives is still served.
                 connection.graceful_shutdown();
-                if under_way.count.load(Ordering::Relaxed) == 0 {
+                if under_way.is_empty() {
                     seat.within(LAST_WORDS);
                 }
             }
         }
     }
+    tracing::debug!(client = ?under_way.client.peer, "HTTP/2 connection costs more than it is good for");
+    connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+    seat.within(LAST_WORDS);
+    let _ = seat.guard(poll_fn(|cx| connection.poll_closed(cx))).await;
 }
 
 fn settings(client: &Client) -> Builder {
@@ -128,72 +166,37 @@ fn settings(client: &Client) -> Builder {
     builder
 }
 
-type Accepted = Option<Result<(Request<RecvStream>, SendResponse<Bytes>), h2::Error>>;
-
-/// The next request; drives everything else on the connection meanwhile.
-async fn next(connection: &mut Connection<Wire, Bytes>, seat: &Seat, is_leaving: bool) -> Result<Accepted, Interrupt> {
+/// What happens next; drives everything else on the connection meanwhile.
+async fn next(
+    connection: &mut Connection<Wire, Bytes>,
+    seat: &Seat,
+    is_leaving: bool,
+    is_flooded: &AtomicBool,
+) -> Event {
     poll_fn(|cx| {
         if let Some(interrupt) = seat.interrupt() {
-            return Poll::Ready(Err(interrupt));
+            return Poll::Ready(Event::Interrupt(interrupt));
         }
         if seat.is_leaving() && !is_leaving {
-            return Poll::Ready(Err(Interrupt::Leave));
+            return Poll::Ready(Event::Interrupt(Interrupt::Leave));
         }
-        connection.poll_accept(cx).map(Ok)
+        match connection.poll_accept(cx) {
+            _ if is_flooded.load(Ordering::Relaxed) => Poll::Ready(Event::Abuse),
+            Poll::Ready(Some(Ok(request))) => Poll::Ready(Event::Request(Box::new(request))),
+            Poll::Ready(None | Some(Err(_))) => Poll::Ready(Event::Over),
+            Poll::Pending => Poll::Pending,
+        }
     })
     .await
 }
 
-fn begin(under_way: &Arc<UnderWay>, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+fn begin(under_way: &Arc<UnderWay>, (request, mut respond): (Request<RecvStream>, SendResponse<Bytes>)) {
     let (parts, body) = request.into_parts();
     let Some(head) = text::request_head(&parts, &body) else {
         return respond.send_reset(Reason::PROTOCOL_ERROR);
     };
-    let stream = stream::Exchange::new(head, body, respond, parts.method == http::Method::HEAD);
-    let share = Box::new(Share::of(under_way));
-    tokio::spawn(serve(under_way.client.beside(Stream::Multiplexed(Box::new(stream)), share)));
-}
-
-/// What HTTP/2 stands on: what was read already, then the rest.
-struct Wire {
-    ahead: Buffer,
-    stream: Stream,
-}
-
-impl AsyncRead for Wire {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.ahead.is_empty() {
-            return AsyncRead::poll_read(Pin::new(&mut self.stream), cx, buffer);
-        }
-        let count = self.ahead.len().min(buffer.remaining());
-        buffer.put_slice(&self.ahead.filled()[..count]);
-        self.ahead.consume(count);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for Wire {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.stream.poll_write(cx, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        pieces: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        AsyncWrite::poll_write_vectored(Pin::new(&mut self.stream), cx, pieces)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.stream.poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.stream.poll_shutdown(cx)
-    }
+    let share = Share::of(under_way);
+    let is_head = parts.method == http::Method::HEAD;
+    let stream = stream::Exchange::new(head, body, respond, is_head, under_way.clone());
+    tokio::spawn(serve(under_way.client.beside(Stream::Multiplexed(Box::new(stream)), Box::new(share))));
 }

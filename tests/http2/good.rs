@@ -14,56 +14,59 @@ use tokio::task::JoinHandle;
 use crate::support::soon;
 
 /// One connection.
-pub struct Good {
-    pub send: SendRequest<Bytes>,
+pub(crate) struct Good {
+    pub(crate) send: SendRequest<Bytes>,
     /// Ends with the connection.
-    pub connection: JoinHandle<Result<(), h2::Error>>,
+    pub(crate) connection: JoinHandle<Result<(), h2::Error>>,
 }
 
 /// An answer as the client got it.
 #[derive(Debug)]
-pub struct Answer {
-    pub status: u16,
-    pub fields: HeaderMap,
-    pub body: Vec<u8>,
-    pub trailers: Option<HeaderMap>,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) fields: HeaderMap,
+    pub(crate) body: Vec<u8>,
+    pub(crate) trailers: Option<HeaderMap>,
 }
 
 impl Answer {
-    pub fn text(&self) -> &str {
+    pub(crate) fn text(&self) -> &str {
         std::str::from_utf8(&self.body).expect("a text")
     }
 
-    pub fn field(&self, name: &str) -> Option<&str> {
+    pub(crate) fn field(&self, name: &str) -> Option<&str> {
         self.fields.get(name).map(|value| value.to_str().expect("a text"))
     }
 }
 
 impl Good {
-    pub async fn connect(address: SocketAddr) -> Good {
+    pub(crate) async fn connect(address: SocketAddr) -> Good {
         let stream = TcpStream::connect(address).await.expect("the proxy accepts");
         stream.set_nodelay(true).expect("a TCP socket");
         Good::on(stream, &client::Builder::new()).await
     }
 
-    pub async fn on(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, builder: &client::Builder) -> Good {
+    pub(crate) async fn on(
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        builder: &client::Builder,
+    ) -> Good {
         let (send, connection) = soon("a handshake", builder.handshake(stream)).await.expect("HTTP/2");
         Good { send, connection: tokio::spawn(connection) }
     }
 
     /// Sends a head; the body is over unless `has_body`.
-    pub async fn begin(&mut self, request: Request<()>, has_body: bool) -> (ResponseFuture, SendStream<Bytes>) {
+    pub(crate) async fn begin(&mut self, request: Request<()>, has_body: bool) -> (ResponseFuture, SendStream<Bytes>) {
         let ready = soon("room for a stream", self.send.clone().ready()).await;
         self.send = ready.expect("the connection goes on");
         self.send.send_request(request, !has_body).expect("a request")
     }
 
     /// A request with this body, and its whole answer.
-    pub async fn ask(&mut self, request: Request<()>, body: &[u8]) -> Answer {
+    pub(crate) async fn ask(&mut self, request: Request<()>, body: &[u8]) -> Answer {
         self.try_ask(request, body).await.expect("a whole answer")
     }
 
-    pub async fn try_ask(&mut self, request: Request<()>, body: &[u8]) -> Result<Answer, h2::Error> {
+    pub(crate) async fn try_ask(&mut self, request: Request<()>, body: &[u8]) -> Result<Answer, h2::Error> {
         let (answer, mut send) = self.begin(request, !body.is_empty()).await;
         if !body.is_empty() {
             soon("the body to be taken", write(&mut send, body, true)).await?;
@@ -71,30 +74,30 @@ impl Good {
         whole(answer).await
     }
 
-    pub async fn get(&mut self, path: &str) -> Answer {
+    pub(crate) async fn get(&mut self, path: &str) -> Answer {
         self.ask(get(path), b"").await
     }
 }
 
 /// GET on a connection of its own.
-pub async fn get_once(address: SocketAddr, path: &str) -> Answer {
+pub(crate) async fn get_once(address: SocketAddr, path: &str) -> Answer {
     Good::connect(address).await.get(path).await
 }
 
-pub fn request(method: &str, path: &str) -> http::request::Builder {
+pub(crate) fn request(method: &str, path: &str) -> http::request::Builder {
     Request::builder().method(method).uri(format!("http://test{path}"))
 }
 
-pub fn get(path: &str) -> Request<()> {
+pub(crate) fn get(path: &str) -> Request<()> {
     request("GET", path).body(()).expect("a request")
 }
 
-pub fn post(path: &str) -> Request<()> {
+pub(crate) fn post(path: &str) -> Request<()> {
     request("POST", path).body(()).expect("a request")
 }
 
 /// Writes as the proxy grants it.
-pub async fn write(send: &mut SendStream<Bytes>, mut body: &[u8], is_last: bool) -> Result<(), h2::Error> {
+pub(crate) async fn write(send: &mut SendStream<Bytes>, mut body: &[u8], is_last: bool) -> Result<(), h2::Error> {
     while !body.is_empty() {
         send.reserve_capacity(body.len());
         let granted = poll_fn(|cx| send.poll_capacity(cx)).await;
@@ -106,12 +109,12 @@ pub async fn write(send: &mut SendStream<Bytes>, mut body: &[u8], is_last: bool)
 }
 
 /// The head of an answer, and its body to be read.
-pub async fn head(answer: ResponseFuture) -> Result<Response<RecvStream>, h2::Error> {
+pub(crate) async fn head(answer: ResponseFuture) -> Result<Response<RecvStream>, h2::Error> {
     soon("the head of an answer", answer).await
 }
 
 /// The next piece of a body that is not empty; `None` at its end.
-pub async fn piece(body: &mut RecvStream) -> Option<Result<Bytes, h2::Error>> {
+pub(crate) async fn piece(body: &mut RecvStream) -> Option<Result<Bytes, h2::Error>> {
     loop {
         let piece = soon("a piece of a body", body.data()).await?;
         let Ok(data) = &piece else { return Some(piece) };
@@ -122,7 +125,7 @@ pub async fn piece(body: &mut RecvStream) -> Option<Result<Bytes, h2::Error>> {
     }
 }
 
-pub async fn whole(answer: ResponseFuture) -> Result<Answer, h2::Error> {
+pub(crate) async fn whole(answer: ResponseFuture) -> Result<Answer, h2::Error> {
     let (parts, mut stream) = head(answer).await?.into_parts();
     let mut body = Vec::new();
     while let Some(data) = piece(&mut stream).await {

@@ -3,7 +3,9 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod abuse;
 mod answers;
+mod floods;
 mod flow;
 mod good;
 mod raw;

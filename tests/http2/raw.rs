@@ -5,54 +5,53 @@ use std::net::SocketAddr;
 use crate::support::client::Client;
 use crate::support::soon;
 
-pub const DATA: u8 = 0x0;
-pub const HEADERS: u8 = 0x1;
-pub const PRIORITY: u8 = 0x2;
-pub const RST_STREAM: u8 = 0x3;
-pub const SETTINGS: u8 = 0x4;
-pub const PUSH_PROMISE: u8 = 0x5;
-pub const PING: u8 = 0x6;
-pub const GOAWAY: u8 = 0x7;
-pub const WINDOW_UPDATE: u8 = 0x8;
-pub const CONTINUATION: u8 = 0x9;
+pub(crate) const DATA: u8 = 0x0;
+pub(crate) const HEADERS: u8 = 0x1;
+pub(crate) const PRIORITY: u8 = 0x2;
+pub(crate) const RST_STREAM: u8 = 0x3;
+pub(crate) const SETTINGS: u8 = 0x4;
+pub(crate) const PUSH_PROMISE: u8 = 0x5;
+pub(crate) const PING: u8 = 0x6;
+pub(crate) const GOAWAY: u8 = 0x7;
+pub(crate) const WINDOW_UPDATE: u8 = 0x8;
+pub(crate) const CONTINUATION: u8 = 0x9;
 
-pub const END_STREAM: u8 = 0x1;
-pub const ACK: u8 = 0x1;
-pub const END_HEADERS: u8 = 0x4;
-pub const PADDED: u8 = 0x8;
-pub const HAS_PRIORITY: u8 = 0x20;
+pub(crate) const END_STREAM: u8 = 0x1;
+pub(crate) const ACK: u8 = 0x1;
+pub(crate) const END_HEADERS: u8 = 0x4;
+pub(crate) const PADDED: u8 = 0x8;
+pub(crate) const HAS_PRIORITY: u8 = 0x20;
 
-pub const NO_ERROR: u32 = 0x0;
-pub const PROTOCOL_ERROR: u32 = 0x1;
-pub const INTERNAL_ERROR: u32 = 0x2;
-pub const FLOW_CONTROL_ERROR: u32 = 0x3;
-pub const STREAM_CLOSED: u32 = 0x5;
-pub const FRAME_SIZE_ERROR: u32 = 0x6;
-pub const REFUSED_STREAM: u32 = 0x7;
-pub const CANCEL: u32 = 0x8;
-pub const COMPRESSION_ERROR: u32 = 0x9;
-pub const ENHANCE_YOUR_CALM: u32 = 0xb;
+pub(crate) const NO_ERROR: u32 = 0x0;
+pub(crate) const PROTOCOL_ERROR: u32 = 0x1;
+pub(crate) const FLOW_CONTROL_ERROR: u32 = 0x3;
+pub(crate) const STREAM_CLOSED: u32 = 0x5;
+pub(crate) const FRAME_SIZE_ERROR: u32 = 0x6;
+pub(crate) const REFUSED_STREAM: u32 = 0x7;
+pub(crate) const CANCEL: u32 = 0x8;
+pub(crate) const COMPRESSION_ERROR: u32 = 0x9;
+pub(crate) const ENHANCE_YOUR_CALM: u32 = 0xb;
 
-pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// A frame that came back.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Frame {
-    pub kind: u8,
-    pub flags: u8,
-    pub stream: u32,
-    pub payload: Vec<u8>,
+pub(crate) struct Frame {
+    pub(crate) kind: u8,
+    pub(crate) flags: u8,
+    pub(crate) stream: u32,
+    pub(crate) payload: Vec<u8>,
 }
 
 /// The octets of a frame.
-pub fn frame(kind: u8, flags: u8, stream: u32, payload: impl AsRef<[u8]>) -> Vec<u8> {
+pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: impl AsRef<[u8]>) -> Vec<u8> {
     let payload = payload.as_ref();
     let length = u32::try_from(payload.len()).expect("a small payload").to_be_bytes();
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
 /// A field as HPACK writes it without its tables and without Huffman's code (RFC 7541 §6.2.2).
-pub fn field(name: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Vec<u8> {
+pub(crate) fn field(name: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Vec<u8> {
     let mut out = vec![0];
     for text in [name.as_ref(), value.as_ref()] {
         push_length(&mut out, text.len());
@@ -72,63 +71,63 @@ fn push_length(out: &mut Vec<u8>, length: usize) {
     out.push(rest as u8);
 }
 
-pub fn block(fields: &[(&str, &str)]) -> Vec<u8> {
+pub(crate) fn block(fields: &[(&str, &str)]) -> Vec<u8> {
     fields.iter().flat_map(|(name, value)| field(name, value)).collect()
 }
 
 /// The pseudo-header fields of a request.
-pub fn pseudo(method: &str, path: &str) -> Vec<u8> {
+pub(crate) fn pseudo(method: &str, path: &str) -> Vec<u8> {
     block(&[(":method", method), (":scheme", "http"), (":authority", "test"), (":path", path)])
 }
 
 /// A request without a body.
-pub fn get(stream: u32, path: &str) -> Vec<u8> {
+pub(crate) fn get(stream: u32, path: &str) -> Vec<u8> {
     frame(HEADERS, END_HEADERS | END_STREAM, stream, pseudo("GET", path))
 }
 
 /// The head of a request whose body follows.
-pub fn post(stream: u32, path: &str) -> Vec<u8> {
+pub(crate) fn post(stream: u32, path: &str) -> Vec<u8> {
     frame(HEADERS, END_HEADERS, stream, pseudo("POST", path))
 }
 
-pub fn setting(id: u16, value: u32) -> Vec<u8> {
+pub(crate) fn setting(id: u16, value: u32) -> Vec<u8> {
     [&id.to_be_bytes()[..], &value.to_be_bytes()].concat()
 }
 
-pub fn reset(stream: u32, code: u32) -> Vec<u8> {
+pub(crate) fn reset(stream: u32, code: u32) -> Vec<u8> {
     frame(RST_STREAM, 0, stream, code.to_be_bytes())
 }
 
-pub fn window_update(stream: u32, more: u32) -> Vec<u8> {
+pub(crate) fn window_update(stream: u32, more: u32) -> Vec<u8> {
     frame(WINDOW_UPDATE, 0, stream, more.to_be_bytes())
 }
 
 /// One connection. Its HPACK tables stay empty, so that every status can be read by itself.
-pub struct Raw {
-    pub wire: Client,
+pub(crate) struct Raw {
+    pub(crate) wire: Client,
 }
 
 impl Raw {
     /// A connection on which the preface and these settings have been sent.
-    pub async fn with_settings(address: SocketAddr, settings: &[u8]) -> Raw {
+    pub(crate) async fn with_settings(address: SocketAddr, settings: &[u8]) -> Raw {
         let mut raw = Raw { wire: Client::connect(address).await };
         let settings = [&setting(1, 0), settings].concat();
         raw.send([PREFACE, &frame(SETTINGS, 0, 0, settings)].concat()).await;
         raw
     }
 
-    pub async fn connect(address: SocketAddr) -> Raw {
+    pub(crate) async fn connect(address: SocketAddr) -> Raw {
         Raw::with_settings(address, &[]).await
     }
 
     /// Sends; a proxy that has ended the connection meanwhile need not read it.
-    pub async fn send(&mut self, bytes: impl AsRef<[u8]>) -> bool {
+    pub(crate) async fn send(&mut self, bytes: impl AsRef<[u8]>) -> bool {
         use tokio::io::AsyncWriteExt;
         soon("the proxy to read", self.wire.stream.write_all(bytes.as_ref())).await.is_ok()
     }
 
     /// The next frame; `None` when the connection is over.
-    pub async fn next(&mut self) -> Option<Frame> {
+    pub(crate) async fn next(&mut self) -> Option<Frame> {
         soon("a frame", async {
             loop {
                 if let Some(frame) = self.take() {
@@ -141,7 +140,7 @@ impl Raw {
     }
 
     /// The next frame of this kind on this stream; fails the test when the connection ends before it.
-    pub async fn expect(&mut self, kind: u8, stream: u32) -> Frame {
+    pub(crate) async fn expect(&mut self, kind: u8, stream: u32) -> Frame {
         loop {
             let frame = self.next().await.unwrap_or_else(|| panic!("no frame {kind} on stream {stream}"));
             if (frame.kind, frame.stream) == (kind, stream) && (kind != SETTINGS || frame.flags & ACK == 0) {
@@ -152,7 +151,7 @@ impl Raw {
     }
 
     /// What becomes of a stream.
-    pub async fn outcome(&mut self, stream: u32) -> Outcome {
+    pub(crate) async fn outcome(&mut self, stream: u32) -> Outcome {
         let (mut status, mut body) = (0, Vec::new());
         while let Some(frame) = self.next().await {
             match frame.kind {
@@ -171,7 +170,7 @@ impl Raw {
     }
 
     /// Waits until everything that was sent before has been read.
-    pub async fn settle(&mut self) -> bool {
+    pub(crate) async fn settle(&mut self) -> bool {
         self.send(frame(PING, 0, 0, *b"settled?")).await;
         while let Some(frame) = self.next().await {
             if frame.kind == PING && frame.flags & ACK != 0 && frame.payload == b"settled?" {
@@ -182,7 +181,7 @@ impl Raw {
     }
 
     /// Everything up to the end of the connection.
-    pub async fn rest(&mut self) -> Vec<Frame> {
+    pub(crate) async fn rest(&mut self) -> Vec<Frame> {
         let mut frames = Vec::new();
         while let Some(frame) = self.next().await {
             frames.push(frame);
@@ -204,7 +203,7 @@ impl Raw {
 
 /// What became of a stream.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     /// It ended in order.
     Answer {
         status: u16,
@@ -222,7 +221,7 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    pub fn status(&self) -> u16 {
+    pub(crate) fn status(&self) -> u16 {
         match self {
             Outcome::Answer { status, .. } | Outcome::Reset { status, .. } => *status,
             Outcome::GoAway(_) | Outcome::Closed => 0,
@@ -232,18 +231,16 @@ impl Outcome {
 
 impl Frame {
     /// Of RST_STREAM or GOAWAY.
-    pub fn code(&self) -> u32 {
+    pub(crate) fn code(&self) -> u32 {
         let at = if self.kind == GOAWAY { 4 } else { 0 };
         let code = self.payload.get(at..at + 4).and_then(|code| code.first_chunk::<4>());
         code.map_or(u32::MAX, |code| u32::from_be_bytes(*code))
     }
 
     /// Of HEADERS: the first field. Without a dynamic table it is an entry of the static one, or three digits.
-    pub fn status(&self) -> u16 {
+    pub(crate) fn status(&self) -> u16 {
         const STATIC: [u16; 7] = [200, 204, 206, 304, 400, 404, 500];
-        // The empty table is confirmed first.
-        let at = self.payload.iter().position(|&octet| octet != 0x20).unwrap_or(0);
-        match self.payload.get(at..).unwrap_or_default() {
+        match without_updates(&self.payload) {
             [entry @ 0x88..=0x8e, ..] => STATIC[usize::from(entry - 0x88)],
             [0x08 | 0x18 | 0x48, length, text @ ..] => {
                 let text = &text[..usize::from(length & 0x7f)];
@@ -253,6 +250,15 @@ impl Frame {
             _ => 0,
         }
     }
+}
+
+/// A block without the sizes of the table that it begins with (RFC 7541 §6.3).
+fn without_updates(mut block: &[u8]) -> &[u8] {
+    while let [first @ 0x20..=0x3f, rest @ ..] = block {
+        let more = if *first == 0x3f { rest.iter().take_while(|octet| **octet >= 0x80).count() + 1 } else { 0 };
+        block = rest.get(more..).unwrap_or_default();
+    }
+    block
 }
 
 /// Three digits in Huffman's code (RFC 7541 appendix B): 0 to 2 have five bits, the others six.

@@ -1,7 +1,9 @@
 //! One request and its answer on an HTTP/2 connection, as a byte stream of HTTP/1.1.
 
 use std::io;
-use std::task::{Context, Poll, ready};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Buf, Bytes};
 use h2::server::SendResponse;
@@ -9,6 +11,7 @@ use h2::{Reason, RecvStream, SendStream};
 
 use crate::http::decoder::Decoder;
 use crate::http::head::Framing;
+use crate::http::http2::UnderWay;
 use crate::http::http2::text::{self, AnswerHead, RequestText};
 use crate::net::Multiplexed;
 
@@ -26,6 +29,7 @@ pub(super) struct Exchange {
     answer: Answer,
     respond: SendResponse<Bytes>,
     is_head: bool,
+    connection: Arc<UnderWay>,
 }
 
 /// A message as text, as far as it has come in and not been read.
@@ -58,14 +62,20 @@ enum Answer {
 }
 
 impl Exchange {
-    pub(super) fn new(head: RequestText, body: RecvStream, respond: SendResponse<Bytes>, is_head: bool) -> Exchange {
+    pub(super) fn new(
+        head: RequestText,
+        body: RecvStream,
+        respond: SendResponse<Bytes>,
+        is_head: bool,
+        connection: Arc<UnderWay>,
+    ) -> Exchange {
         let state = match (body.is_end_stream(), head.is_chunked) {
             (true, _) => Reading::Over,
             (false, true) => Reading::Chunked,
             (false, false) => Reading::Plain,
         };
         let request = Text::new(head.text, state);
-        Exchange { request, body, answer: Answer::Head(Vec::new()), respond, is_head }
+        Exchange { request, body, answer: Answer::Head(Vec::new()), respond, is_head, connection }
     }
 
     /// The request is over: the next thing to learn is that the client has given up, or that we are through.
@@ -312,6 +322,17 @@ impl Multiplexed for Exchange {
 
 impl Drop for Exchange {
     fn drop(&mut self) {
+        let mut cx = Context::from_waker(Waker::noop());
+        let reset = match &mut self.answer {
+            Answer::Done => return,
+            Answer::Head(_) => self.respond.poll_reset(&mut cx),
+            Answer::Body(send, _) | Answer::Open(send) => send.poll_reset(&mut cx),
+        };
+        // By the client, or because it has broken the rules.
+        if let Poll::Ready(Ok(_)) = reset {
+            self.connection.given_up.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
         match &mut self.answer {
             Answer::Done => {}
             Answer::Head(_) => self.respond.send_reset(Reason::INTERNAL_ERROR),
