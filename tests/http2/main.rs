@@ -12,6 +12,7 @@ mod raw;
 mod replies;
 mod requests;
 mod streams;
+mod switching;
 
 use support::origin::{Origin, Requests};
 use support::proxy::{Builder, Teal};
