@@ -27,7 +27,7 @@ use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::config::{Address, Listener};
-use crate::http::Worker;
+use crate::http::{self, Worker};
 use crate::listener::arrival::{Arrival, Permit};
 use crate::listener::deal::{Hand, hands};
 use crate::metrics::ListenerStats;
@@ -112,6 +112,14 @@ impl Limit {
 /// One of the connections of a [`Limit`].
 #[derive(Debug)]
 struct Place(Arc<Limit>);
+
+/// Requests that share a connection take as much of the process as connections do: each has one to an origin.
+impl http::Permit for Place {
+    fn beside(&self) -> Option<Box<dyn http::Permit>> {
+        self.0.permits.try_acquire().ok()?.forget();
+        Some(Box::new(Place(self.0.clone())))
+    }
+}
 
 impl Drop for Place {
     fn drop(&mut self) {

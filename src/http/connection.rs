@@ -98,7 +98,7 @@ async fn requests(client: &mut Client) -> Onwards {
 
 /// The task of a tunnel: it owns no more than an idle WebSocket needs.
 fn run_tunnel(client: Client, mut tunnel: Box<Tunnel>) -> impl Future<Output = ()> {
-    let Client { mut stream, seat, stats, _permit: permit, .. } = client;
+    let Client { mut stream, seat, stats, permit, .. } = client;
     async move {
         // After a panic there is nothing to save: a WebSocket without a Close frame does not look whole.
         let _ = contained(pin!(tunnel.run(&mut stream, &seat)), &stats).await;
@@ -270,13 +270,23 @@ mod tests {
     use std::path::Path;
     use std::sync::Arc;
 
-    use crate::http::Worker;
+    use crate::http::{Permit, Worker};
     use crate::net::Stream;
     use crate::roster::Roster;
     use crate::state::State;
     use crate::store::Store;
 
     use super::*;
+
+    /// A connection that nobody counts.
+    #[derive(Debug)]
+    struct Uncounted;
+
+    impl Permit for Uncounted {
+        fn beside(&self) -> Option<Box<dyn Permit>> {
+            Some(Box::new(Uncounted))
+        }
+    }
 
     const MAX: usize = 64 * 1024;
 
@@ -322,7 +332,10 @@ mod tests {
         let stream = Stream::Tcp(tokio::net::TcpStream::from_std(socket).expect("a runtime"));
         let seat = roster.sit(1);
         let stats = Arc::default();
-        (Client::new(stream, None, None, seat, Arc::new(worker), listener, stats, None, None, Box::new(())), peer)
+        (
+            Client::new(stream, None, None, seat, Arc::new(worker), listener, stats, None, None, Box::new(Uncounted)),
+            peer,
+        )
     }
 
     async fn poll_once<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> {

@@ -20,9 +20,9 @@ use h2::server::{Builder, Connection, SendResponse};
 use h2::{Reason, RecvStream};
 use http::Request;
 
-use crate::http::Client;
 use crate::http::connection::serve;
 use crate::http::http2::wire::Wire;
+use crate::http::{Client, Permit};
 use crate::net::Stream;
 use crate::roster::{Interrupt, Seat};
 
@@ -79,16 +79,25 @@ impl UnderWay {
     }
 }
 
-/// One request's share of its connection.
+/// One request's share of its connection, and its place in the limits: the first one has that of the connection.
 #[derive(Debug)]
-struct Share(Arc<UnderWay>);
+struct Share(Arc<UnderWay>, #[expect(dead_code, reason = "to be dropped")] Option<Box<dyn Permit>>);
 
 impl Share {
-    fn of(under_way: &Arc<UnderWay>) -> Share {
+    /// `None`: there is no place.
+    fn of(under_way: &Arc<UnderWay>) -> Option<Share> {
+        let client = &under_way.client;
+        let place = if under_way.is_empty() { None } else { Some(client.permit.beside()?) };
         under_way.count.fetch_add(1, Ordering::Relaxed);
         under_way.begun.fetch_add(1, Ordering::Relaxed);
-        under_way.client.seat.without_limit();
-        Share(under_way.clone())
+        client.seat.without_limit();
+        Some(Share(under_way.clone(), place))
+    }
+}
+
+impl Permit for Share {
+    fn beside(&self) -> Option<Box<dyn Permit>> {
+        None
     }
 }
 
@@ -195,7 +204,8 @@ fn begin(under_way: &Arc<UnderWay>, (request, mut respond): (Request<RecvStream>
     let Some(head) = text::request_head(&parts, &body) else {
         return respond.send_reset(Reason::PROTOCOL_ERROR);
     };
-    let share = Share::of(under_way);
+    // Nothing has been done for it, and its client knows.
+    let Some(share) = Share::of(under_way) else { return respond.send_reset(Reason::REFUSED_STREAM) };
     let is_head = parts.method == http::Method::HEAD;
     let stream = stream::Exchange::new(head, body, respond, is_head, under_way.clone());
     tokio::spawn(serve(under_way.client.beside(Stream::Multiplexed(Box::new(stream)), Box::new(share))));

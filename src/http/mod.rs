@@ -57,6 +57,12 @@ impl Worker {
     }
 }
 
+/// A place in the limits on connections, given back when dropped.
+pub trait Permit: std::fmt::Debug + Send + Sync {
+    /// A place for one more conversation on the same connection. `None`: there are as many as may be.
+    fn beside(&self) -> Option<Box<dyn Permit>>;
+}
+
 /// A client's connection and what was read of it.
 #[derive(Debug)]
 pub struct Client {
@@ -74,7 +80,7 @@ pub struct Client {
     /// Where it came in; `None` on a unix socket.
     port: Option<u16>,
     /// Gives the connection's place in the limits back when dropped.
-    _permit: Box<dyn Send + Sync + std::fmt::Debug>,
+    permit: Box<dyn Permit>,
 }
 
 impl Client {
@@ -91,10 +97,10 @@ impl Client {
         stats: Arc<ListenerStats>,
         rate: Option<Arc<RateLimit>>,
         session: Option<Session>,
-        permit: Box<dyn Send + Sync + std::fmt::Debug>,
+        permit: Box<dyn Permit>,
     ) -> Client {
         let buffer = buffer::Buffer::default();
-        Client { stream, buffer, seat, worker, listener, stats, rate, session, peer, port, _permit: permit }
+        Client { stream, buffer, seat, worker, listener, stats, rate, session, peer, port, permit }
     }
 
     /// Whether the first octets may say that it goes on in HTTP/2: inside TLS that was settled before.
@@ -103,7 +109,7 @@ impl Client {
     }
 
     /// Another conversation on the same connection.
-    fn beside(&self, stream: Stream, permit: Box<dyn Send + Sync + std::fmt::Debug>) -> Client {
+    fn beside(&self, stream: Stream, permit: Box<dyn Permit>) -> Client {
         let Client { worker, listener, stats, rate, session, peer, port, .. } = self;
         Client {
             stream,
@@ -116,7 +122,7 @@ impl Client {
             session: session.clone(),
             peer: *peer,
             port: *port,
-            _permit: permit,
+            permit,
         }
     }
 }

@@ -11,7 +11,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use crate::config::{Listener, ProxyProtocol};
-use crate::http::{Client, FIRST_WORDS, Worker, serve, serve_http2};
+use crate::http::{self, Client, FIRST_WORDS, Worker, serve, serve_http2};
 use crate::listener::proxy_header::{self, Opening, Passed};
 use crate::listener::{Listening, Place};
 use crate::metrics::{Handshake, Rejection};
@@ -249,13 +249,13 @@ pub(super) struct Permit {
     /// The address whose connections it is counted among.
     counted: Option<IpAddr>,
     _own: Place,
-    _process: Place,
+    process: Place,
 }
 
 impl Permit {
     pub(super) fn new(listening: &Arc<Listening>, own: Place, process: Place) -> Permit {
         listening.stats.connections.fetch_add(1, Ordering::Relaxed);
-        Permit { listening: listening.clone(), counted: None, _own: own, _process: process }
+        Permit { listening: listening.clone(), counted: None, _own: own, process }
     }
 
     /// Counts it among the connections of `address`, unless there are `limit` already.
@@ -268,6 +268,12 @@ impl Permit {
             self.counted = Some(address);
         }
         has_room
+    }
+}
+
+impl http::Permit for Permit {
+    fn beside(&self) -> Option<Box<dyn http::Permit>> {
+        self.process.beside()
     }
 }
 

@@ -169,6 +169,16 @@ impl Raw {
         Outcome::Closed
     }
 
+    /// Waits until an answer is whole, whichever.
+    pub(crate) async fn end_of_any(&mut self) {
+        loop {
+            let frame = self.next().await.expect("the connection goes on");
+            if matches!(frame.kind, HEADERS | DATA) && frame.flags & END_STREAM != 0 {
+                return;
+            }
+        }
+    }
+
     /// Waits until everything that was sent before has been read.
     pub(crate) async fn settle(&mut self) -> bool {
         self.send(frame(PING, 0, 0, *b"settled?")).await;

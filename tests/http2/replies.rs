@@ -141,6 +141,34 @@ async fn each_request_counts_against_the_rate() {
     assert!(refused > 0, "{statuses:?}");
 }
 
+/// What a request takes of the process does not depend on whether it has a connection of its own.
+#[tokio::test]
+async fn requests_that_share_a_connection_count_as_connections() {
+    const ANSWER: &str = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok";
+    let (origin, mut calls) = by_hand().await;
+    let teal = Builder::app(&[&origin]).service("[limits]\nconnections = 4").start().await;
+    let mut client = Raw::connect(teal.address).await;
+    // The first has the place of the connection.
+    client.send((0..4).flat_map(|n| raw::get(2 * n + 1, "/")).collect::<Vec<u8>>()).await;
+    let mut open = Vec::new();
+    for _ in 0..4 {
+        open.push(calls.next().await);
+    }
+    client.send(raw::get(9, "/")).await;
+    assert_eq!(client.expect(raw::RST_STREAM, 9).await.code(), raw::REFUSED_STREAM);
+    for call in &mut open {
+        call.send(ANSWER).await;
+    }
+    for _ in 0..4 {
+        client.end_of_any().await;
+    }
+    for n in 5..9 {
+        client.send(raw::get(2 * n + 1, "/")).await;
+        calls.next().await.send(ANSWER).await;
+        assert_eq!(client.outcome(2 * n + 1).await.status(), 200);
+    }
+}
+
 #[tokio::test]
 async fn the_access_log_has_a_line_for_each_request() {
     let origin = Origin::saying("ok").await;
