@@ -111,6 +111,8 @@ impl Terminator {
         };
         let mut config = builder.with_cert_resolver(certificates.clone());
         config.alpn_protocols = if http2 { vec![H2.into(), HTTP_1_1.into()] } else { vec![HTTP_1_1.into()] };
+        // Every suite is sound, and ours come in the order of what machines do fastest.
+        config.ignore_client_order = true;
         config.ticketer = tickets.ticketer.clone();
         config.send_tls13_tickets = TICKETS;
         // Tickets are all the memory that is needed, and workers share it.

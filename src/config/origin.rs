@@ -90,6 +90,7 @@ pub(crate) fn upstream_tls(table: &mut Table<'_>, protocol: Protocol) -> Option<
     let server_name = table.optional("server_name", server_name).map(|name| name.into_inner());
     let cert = table.optional("cert", path).map(|cert| cert.into_inner());
     let key = table.optional("key", path).map(|key| key.into_inner());
+    [&ca, &cert, &key].into_iter().flatten().for_each(|file| table.reads(file));
     let is_verified = !table.value("insecure", false, flag);
     let roots = match &ca {
         Some(ca) => read_chain(ca).map_err(|why| table.conflict("ca", || why)).ok()?,
