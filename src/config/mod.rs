@@ -154,6 +154,13 @@ impl Config {
             }
             warnings.extend(certificate.warning(now));
         }
+        for service in self.services.values() {
+            if service.upstream_tls.as_ref().is_some_and(|tls| !tls.is_verified) {
+                let name = &service.name;
+                warnings
+                    .insert(format!("{name}: insecure = true: whoever answers passes for an endpoint; name its ca"));
+            }
+        }
         warnings
     }
 }
