@@ -37,7 +37,8 @@ pub(crate) enum PumpError {
 }
 
 /// How much is read at once at first. It doubles while both sides keep up, since each system call costs as much as
-/// copying many octets, and falls back when the receiver does not: what it has not taken has to be kept.
+/// copying many octets, and falls back when the receiver does not: what it has not taken has to be kept. Towards TLS it
+/// stays: so much is sealed and sent by one system call, and is still in the cache then.
 const FIRST_READ: usize = 64 * 1024;
 
 /// From so many announced octets on a body is moved by the kernel, if it goes on as it is.
@@ -268,7 +269,7 @@ impl Pump {
                 };
                 if sent < step.data.len() {
                     self.reach = FIRST_READ;
-                } else if count == self.reach {
+                } else if count == self.reach && to.is_plain() {
                     self.reach = (self.reach * 2).min(scratch_len);
                 }
                 self.push(&rest[step.data.start + sent..step.data.end]);

@@ -208,5 +208,7 @@ fn begin(under_way: &Arc<UnderWay>, (request, mut respond): (Request<RecvStream>
     let Some(share) = Share::of(under_way) else { return respond.send_reset(Reason::REFUSED_STREAM) };
     let is_head = parts.method == http::Method::HEAD;
     let stream = stream::Exchange::new(head, body, respond, is_head, under_way.clone());
-    tokio::spawn(serve(under_way.client.beside(Stream::Multiplexed(Box::new(stream)), Box::new(share))));
+    let client = under_way.client.beside(Stream::Multiplexed(Box::new(stream)), Box::new(share));
+    // The runtime moves a task when it begins and when it ends: no more than a pointer then.
+    tokio::spawn(Box::pin(serve(client)));
 }
