@@ -24,7 +24,7 @@ use teal::drain::{DrainReport, DrainState};
 use teal::stream::events::Events;
 use teal::stream::frames::{Frames, Place, Sender};
 
-use support::contestant::{Contestant, HOST, Name, free_address, wait_until_ready, written};
+use support::contestant::{Contestant, HOST, Name, Setup, free_address, wait_until_ready, written};
 use support::crowd::{Crowd, Farewell};
 use support::load::{self, Load, Window, Work};
 use support::machine::Machine;
@@ -155,7 +155,7 @@ fn batch(passes: usize, pass: &mut dyn FnMut() -> bool) -> f64 {
 fn echo(options: &Options) -> Result<String> {
     let (cores, folder) = (Cores::choose()?, tempfile::tempdir()?);
     let origin = origin::start("origin", cores.origin)?;
-    let start = |name| Contestant::start(name, cores.proxy, origin, 1, folder.path());
+    let start = |name| Contestant::start(name, cores.proxy, &Setup::plain(origin, folder.path()));
     let (teal, relay) = (start(Name::Teal)?, start(Name::Relay)?);
     let host = || HOST.to_owned();
     let sides = [

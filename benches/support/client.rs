@@ -6,11 +6,12 @@
 use std::io;
 use std::net::SocketAddr;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use super::origin::SMALL;
+use super::tls::TlsClient;
 
 const BUFFER: usize = 64 * 1024;
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
@@ -52,9 +53,14 @@ pub(crate) struct Answer {
     pub(crate) is_last: bool,
 }
 
+/// A byte stream, in plain text or inside TLS.
+trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
+
 /// One connection to the proxy.
 pub(crate) struct Client {
-    stream: TcpStream,
+    stream: Box<dyn Wire>,
     buffer: Vec<u8>,
 }
 
@@ -62,12 +68,18 @@ impl Client {
     pub(crate) async fn connect(address: SocketAddr) -> io::Result<Self> {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
-        Ok(Self { stream, buffer: vec![0; BUFFER] })
+        Ok(Self { stream: Box::new(stream), buffer: vec![0; BUFFER] })
+    }
+
+    pub(crate) async fn connect_tls(address: SocketAddr, tls: &mut TlsClient) -> io::Result<Self> {
+        let stream = tls.connect(address).await?;
+        Ok(Self { stream: Box::new(stream), buffer: vec![0; BUFFER] })
     }
 
     /// Sends a request and reads its whole answer.
     pub(crate) async fn exchange(&mut self, request: &[u8]) -> io::Result<Answer> {
         self.stream.write_all(request).await?;
+        self.stream.flush().await?;
         let mut filled = 0;
         let (answer, head) = loop {
             filled += self.read_some(filled).await?;
@@ -81,11 +93,13 @@ impl Client {
         Ok(Answer { first, ..answer })
     }
 
-    /// Waits for the end of the connection; anything else is an error.
+    /// Waits for the end of the connection, which inside TLS need not be announced; anything else is an error.
     pub(crate) async fn ended(&mut self) -> io::Result<()> {
-        match self.stream.read(&mut self.buffer).await? {
-            0 => Ok(()),
-            _ => Err(invalid("bytes after the answer")),
+        match self.stream.read(&mut self.buffer).await {
+            Ok(0) => Ok(()),
+            Ok(_) => Err(invalid("bytes after the answer")),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(()),
+            Err(error) => Err(error),
         }
     }
 

@@ -19,6 +19,7 @@ use anyhow::{Context, Result, bail};
 
 use super::client;
 use super::process::{Process, find};
+use super::tls::{self, Handshakes, Identity, Tls};
 
 /// Sockets that the row of idle WebSockets opens; limits are set for as many and some more.
 pub(crate) const MOST_CONNECTIONS: usize = 6_000;
@@ -27,6 +28,8 @@ pub(crate) const HOST: &str = "h0.example.com";
 
 const READY: Duration = Duration::from_secs(15);
 const PATHS_PER_HOST: usize = 100;
+/// How a good answer begins.
+const ANSWER: &[u8; 12] = b"HTTP/1.1 200";
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
 pub(crate) enum Name {
@@ -82,22 +85,46 @@ pub(crate) struct Contestant {
     pub(crate) process: Process,
 }
 
+/// What a contestant is set up for.
+#[derive(Clone, Copy)]
+pub(crate) struct Setup<'a> {
+    pub(crate) origin: SocketAddr,
+    /// The origin speaks HTTP/2 in plain text.
+    pub(crate) is_h2c: bool,
+    /// With more than one it knows as many, by host and path ([`route`]), and answers no other request.
+    pub(crate) routes: usize,
+    /// Clients come by TLS, and may speak HTTP/2.
+    pub(crate) identity: Option<&'a Identity>,
+    /// Where its files are.
+    pub(crate) folder: &'a Path,
+}
+
+impl<'a> Setup<'a> {
+    /// HTTP/1.1 without TLS, and one route.
+    pub(crate) fn plain(origin: SocketAddr, folder: &'a Path) -> Self {
+        Self { origin, is_h2c: false, routes: 1, identity: None, folder }
+    }
+}
+
 impl Contestant {
-    /// Starts a contestant on a core and waits for its first answer. With `routes` above 1 it knows as many, by host
-    /// and path ([`route`]), and answers no other request.
-    pub(crate) fn start(name: Name, core: usize, origin: SocketAddr, routes: usize, folder: &Path) -> Result<Self> {
-        let folder = folder.join(name.as_str());
+    /// Starts a contestant on a core and waits for its first answer.
+    pub(crate) fn start(name: Name, core: usize, setup: &Setup<'_>) -> Result<Self> {
+        let folder = setup.folder.join(name.as_str());
         fs::create_dir_all(&folder)?;
+        let setup = &Setup { folder: &folder, ..*setup };
         let address = free_address()?;
         let arguments = match name {
-            Name::Teal => teal(&folder, address, origin, routes)?,
-            Name::Nginx => nginx(&folder, address, origin, routes)?,
-            Name::Haproxy => haproxy(&folder, address, origin, routes)?,
-            Name::Relay => ["--relay".into(), address.to_string().into(), origin.to_string().into()].into(),
+            Name::Teal => teal(address, setup)?,
+            Name::Nginx => nginx(address, setup)?,
+            Name::Haproxy => haproxy(address, setup)?,
+            Name::Relay => ["--relay".into(), address.to_string().into(), setup.origin.to_string().into()].into(),
         };
         let program = name.program().with_context(|| format!("{} is not installed", name.as_str()))?;
         let mut process = Process::start(core, &program, &arguments, &folder.join("output"))?;
-        wait_until_ready(name, address, &mut process)?;
+        match setup.identity {
+            None => wait_until_ready(name, address, &mut process)?,
+            Some(identity) => wait_for_tls(name, address, identity, &mut process)?,
+        }
         Ok(Self { name, address, process })
     }
 }
@@ -114,8 +141,19 @@ pub(crate) fn free_address() -> Result<SocketAddr> {
 
 /// Waits for the first 200; fails with what the process printed if it ends before, or takes too long.
 pub(crate) fn wait_until_ready(name: Name, address: SocketAddr, process: &mut Process) -> Result<()> {
+    wait_for(name, process, || answers(address))
+}
+
+/// As [`wait_until_ready`].
+fn wait_for_tls(name: Name, address: SocketAddr, identity: &Identity, process: &mut Process) -> Result<()> {
+    let tls = Tls::new(identity, "http/1.1", Handshakes::Full)?;
+    let request = client::get(HOST, "/p0", "close");
+    wait_for(name, process, || tls::begins(address, &tls, &request, ANSWER).unwrap_or(false))
+}
+
+fn wait_for(name: Name, process: &mut Process, is_ready: impl Fn() -> bool) -> Result<()> {
     let deadline = Instant::now() + READY;
-    while !answers(address) {
+    while !is_ready() {
         if process.has_ended() || Instant::now() > deadline {
             bail!("{} does not answer:\n{}", name.as_str(), process.printed());
         }
@@ -126,49 +164,62 @@ pub(crate) fn wait_until_ready(name: Name, address: SocketAddr, process: &mut Pr
 
 fn answers(address: SocketAddr) -> bool {
     let Ok(mut stream) = TcpStream::connect(address) else { return false };
-    let mut head = [0; 12];
+    let mut head = [0; ANSWER.len()];
     stream.set_read_timeout(Some(Duration::from_secs(5))).is_ok()
         && stream.write_all(&client::get(HOST, "/p0", "close")).is_ok()
         && stream.read_exact(&mut head).is_ok()
-        && &head == b"HTTP/1.1 200"
+        && head == *ANSWER
 }
 
-fn teal(folder: &Path, address: SocketAddr, origin: SocketAddr, routes: usize) -> Result<Vec<OsString>> {
+fn teal(address: SocketAddr, setup: &Setup<'_>) -> Result<Vec<OsString>> {
+    let tls = |identity: &Identity| {
+        format!("tls = {{ certificates = [{{ cert = {:?}, key = {:?} }}] }}\n", identity.cert, identity.key)
+    };
     let mut config = format!(
         "state_dir = {:?}\nworkers = 1\n\
          [admin]\nlisten = \"{}\"\n\
          [limits]\nconnections = {MOST_CONNECTIONS}\n\
-         [[listeners]]\nlisten = \"{address}\"\n\
-         [services.app]\nactive = \"blue\"\nblue = [\"{origin}\"]\ngreen = []\n",
-        folder.join("state"),
+         [[listeners]]\nlisten = \"{address}\"\n{}\
+         [services.app]\nactive = \"blue\"\nblue = [\"{}\"]\ngreen = []\nprotocol = \"{}\"\n",
+        setup.folder.join("state"),
         free_address()?,
+        setup.identity.map(tls).unwrap_or_default(),
+        setup.origin,
+        if setup.is_h2c { "h2c" } else { "http1" },
     );
-    if routes == 1 {
+    if setup.routes == 1 {
         config += "[[routes]]\npath = \"/\"\nservice = \"app\"\n";
     } else {
-        for (host, path) in (0..routes).map(route) {
+        for (host, path) in (0..setup.routes).map(route) {
             writeln!(config, "[[routes]]\nhost = \"{host}\"\npath = \"{path}\"\nservice = \"app\"")?;
         }
     }
-    let file = written(folder, "teal.toml", &config)?;
+    let file = written(setup.folder, "teal.toml", &config)?;
     Ok(["run".into(), "--config".into(), file].into())
 }
 
-fn nginx(folder: &Path, address: SocketAddr, origin: SocketAddr, routes: usize) -> Result<Vec<OsString>> {
-    let servers = if routes == 1 {
-        format!("server {{ listen {address} backlog=4096; location / {{ proxy_pass http://app; }} }}\n")
+fn nginx(address: SocketAddr, setup: &Setup<'_>) -> Result<Vec<OsString>> {
+    let pass = if setup.is_h2c { "grpc_pass grpc" } else { "proxy_pass http" };
+    let tls = |identity: &Identity| {
+        let (cert, key) = (identity.cert.to_string_lossy(), identity.key.to_string_lossy());
+        (" ssl http2", format!("ssl_certificate {cert}; ssl_certificate_key {key}; ssl_protocols TLSv1.2 TLSv1.3;"))
+    };
+    let (listen, tls) = setup.identity.map(tls).unwrap_or_default();
+    let servers = if setup.routes == 1 {
+        format!("server {{ listen {address}{listen} backlog=4096; {tls} location / {{ {pass}://app; }} }}\n")
     } else {
-        nginx_servers(address, routes)?
+        nginx_servers(address, setup.routes)?
     };
     let config = format!(
         "daemon off; master_process off; worker_processes 1; worker_rlimit_nofile {files};\n{common}\
          upstream app {{ server {origin}; {kept} }}\n{servers}}}\n",
         files = 2 * MOST_CONNECTIONS + 200,
-        common = nginx_common(folder),
+        common = nginx_common(setup.folder),
+        origin = setup.origin,
         kept = NGINX_KEPT,
     );
-    let file = written(folder, "nginx.conf", &config)?;
-    Ok(nginx_arguments(folder, file))
+    let file = written(setup.folder, "nginx.conf", &config)?;
+    Ok(nginx_arguments(setup.folder, file))
 }
 
 /// How many idle connections to the origin nginx keeps, and that it need not renew them every 1,000 requests.
@@ -192,6 +243,7 @@ pub(crate) fn nginx_common(folder: &Path) -> String {
          proxy_buffers 4 128k; proxy_buffer_size 16k; proxy_busy_buffers_size 256k;\n\
          proxy_set_header Host $host; proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;\n\
          proxy_set_header X-Forwarded-Proto $scheme;\n\
+         grpc_set_header X-Forwarded-For $proxy_add_x_forwarded_for; grpc_set_header X-Forwarded-Proto $scheme;\n\
          proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection $connection_upgrade;\n",
         connections = 2 * MOST_CONNECTIONS + 100,
     )
@@ -214,22 +266,26 @@ fn nginx_servers(address: SocketAddr, routes: usize) -> Result<String> {
     Ok(text)
 }
 
-fn haproxy(folder: &Path, address: SocketAddr, origin: SocketAddr, routes: usize) -> Result<Vec<OsString>> {
-    let choice = if routes == 1 {
+fn haproxy(address: SocketAddr, setup: &Setup<'_>) -> Result<Vec<OsString>> {
+    let choice = if setup.routes == 1 {
         "default_backend app".to_owned()
     } else {
         let mut map = String::new();
-        for (host, path) in (0..routes).map(route) {
+        for (host, path) in (0..setup.routes).map(route) {
             writeln!(map, "{host}{path} app")?;
         }
-        format!("use_backend %[base,map_beg({})]", written(folder, "routes.map", &map)?.display())
+        format!("use_backend %[base,map_beg({})]", written(setup.folder, "routes.map", &map)?.display())
     };
+    let tls = |identity: &Identity| (format!(" ssl crt {} alpn h2,http/1.1", identity.both.display()), "https");
+    let (tls, scheme) = setup.identity.map(tls).unwrap_or((String::new(), "http"));
+    let protocol = if setup.is_h2c { " proto h2" } else { "" };
     let config = format!(
-        "{HAPROXY_COMMON}frontend in\n  bind {address} backlog 4096\n  \
-         http-request set-header X-Forwarded-Proto http\n  {choice}\n\
-         backend app\n  server origin {origin} check\n"
+        "{HAPROXY_COMMON}frontend in\n  bind {address} backlog 4096{tls}\n  \
+         http-request set-header X-Forwarded-Proto {scheme}\n  {choice}\n\
+         backend app\n  server origin {}{protocol} check\n",
+        setup.origin
     );
-    Ok(["-db".into(), "-f".into(), written(folder, "haproxy.cfg", &config)?].into())
+    Ok(["-db".into(), "-f".into(), written(setup.folder, "haproxy.cfg", &config)?].into())
 }
 
 /// Everything of a HAProxy config up to the frontends; its `global` section comes first and is still open for more.

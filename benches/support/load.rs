@@ -16,7 +16,9 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::client::{Answer, Client, WebSocket};
+use super::http2::Streams;
 use super::process::pin;
+use super::tls::{Tls, TlsClient};
 
 const STUCK: Duration = Duration::from_secs(10);
 
@@ -30,6 +32,8 @@ pub(crate) struct Load {
 #[derive(Clone)]
 pub(crate) enum Work {
     Http(Http),
+    /// Requests over HTTP/2 inside TLS, several at a time.
+    Streams(Streams),
     /// Echoes of one short message over a WebSocket.
     Echo {
         host: String,
@@ -46,6 +50,7 @@ pub(crate) struct Http {
     pub(crate) requests: Arc<Vec<Vec<u8>>>,
     pub(crate) length: usize,
     pub(crate) is_fresh: bool,
+    pub(crate) tls: Option<Tls>,
 }
 
 /// What one window saw.
@@ -59,7 +64,7 @@ pub(crate) struct Window {
 }
 
 #[derive(Default)]
-struct Progress {
+pub(crate) struct Progress {
     is_over: AtomicBool,
     units: AtomicU64,
     errors: AtomicU64,
@@ -67,11 +72,11 @@ struct Progress {
 }
 
 impl Progress {
-    fn is_over(&self) -> bool {
+    pub(crate) fn is_over(&self) -> bool {
         self.is_over.load(Ordering::Relaxed)
     }
 
-    fn count(&self) {
+    pub(crate) fn count(&self) {
         self.units.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -141,6 +146,7 @@ async fn connection(work: Work, proxy: SocketAddr, seat: usize, progress: Arc<Pr
         let run = match &work {
             Work::Http(http) if http.is_fresh => http.fresh(proxy, seat, &progress).await,
             Work::Http(http) => http.keep_alive(proxy, seat, &progress).await,
+            Work::Streams(streams) => streams.run(proxy, &progress).await,
             Work::Echo { host } => echo(host, false, proxy, &progress).await,
             Work::BlindEcho { host } => echo(host, true, proxy, &progress).await,
         };
@@ -154,7 +160,7 @@ async fn connection(work: Work, proxy: SocketAddr, seat: usize, progress: Arc<Pr
 impl Http {
     /// Ends without an error when the load is over, or when the server announced that it closes.
     async fn keep_alive(&self, proxy: SocketAddr, seat: usize, progress: &Progress) -> io::Result<()> {
-        let mut client = Client::connect(proxy).await?;
+        let mut client = connect(proxy, &mut self.tls_client()).await?;
         for request in self.turns(seat) {
             if progress.is_over() {
                 break;
@@ -169,16 +175,21 @@ impl Http {
     }
 
     async fn fresh(&self, proxy: SocketAddr, seat: usize, progress: &Progress) -> io::Result<()> {
+        let mut tls = self.tls_client();
         for request in self.turns(seat) {
             if progress.is_over() {
                 break;
             }
-            let mut client = Client::connect(proxy).await?;
+            let mut client = connect(proxy, &mut tls).await?;
             let answer = client.exchange(request).await?;
             client.ended().await?;
             self.check(answer, progress)?;
         }
         Ok(())
+    }
+
+    fn tls_client(&self) -> Option<TlsClient> {
+        self.tls.as_ref().map(Tls::client)
     }
 
     fn check(&self, answer: Answer, progress: &Progress) -> io::Result<()> {
@@ -194,6 +205,13 @@ impl Http {
         const STRIDE: usize = 7_919; // a prime, so that every request has its turn
         let first = seat * 157;
         (0..).map(move |turn: usize| self.requests[(first + turn * STRIDE) % self.requests.len()].as_slice())
+    }
+}
+
+async fn connect(proxy: SocketAddr, tls: &mut Option<TlsClient>) -> io::Result<Client> {
+    match tls {
+        Some(tls) => Client::connect_tls(proxy, tls).await,
+        None => Client::connect(proxy).await,
     }
 }
 

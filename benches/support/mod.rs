@@ -10,14 +10,17 @@ pub(crate) mod client;
 pub(crate) mod contestant;
 pub(crate) mod crowd;
 pub(crate) mod document;
+pub(crate) mod http2;
 pub(crate) mod load;
 pub(crate) mod machine;
 pub(crate) mod origin;
 pub(crate) mod process;
 pub(crate) mod relay;
 pub(crate) mod report;
+pub(crate) mod rounds;
 pub(crate) mod stats;
 pub(crate) mod switchable;
+pub(crate) mod tls;
 
 /// Whether `cargo bench` started this: `cargo test --benches` runs the same executables, and must not start a load.
 pub(crate) fn is_bench() -> bool {

@@ -1,9 +1,10 @@
-//! What `forward` measured, as it is printed and as it is stored in JSON, from which the chart is drawn.
+//! What rows of contestants measured, as it is printed and as it is stored in JSON, from which the chart is drawn.
 
 use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use super::contestant::Name;
@@ -63,8 +64,10 @@ impl Report {
             Name::ALL.into_iter().filter(|name| self.rows.iter().any(|row| row.outcome(*name).is_some())).collect();
         let titles: Vec<_> = contestants.iter().map(|name| name.as_str()).collect();
         let mut table = format!("{}; {} rounds of {} s each.\n\n", self.machine, self.rounds, self.seconds);
-        table += &format!("| | {} | teal to the cheaper peer | to the relay |\n", titles.join(" | "));
-        table += &format!("|---|{}---:|---:|\n", "---:|".repeat(titles.len()));
+        let has_relay = contestants.contains(&Name::Relay);
+        let (relay, line) = if has_relay { (" to the relay |", "---:|") } else { ("", "") };
+        table += &format!("| | {} | teal to the cheaper peer |{relay}\n", titles.join(" | "));
+        table += &format!("|---|{}---:|{line}\n", "---:|".repeat(titles.len()));
         for row in &self.rows {
             table += &row.line(&contestants);
         }
@@ -73,15 +76,24 @@ impl Report {
 }
 
 impl Row {
+    /// A row without results, called as on the command line.
+    pub(crate) fn new(kind: &impl ValueEnum, title: &str, unit: &str) -> Self {
+        let name = kind.to_possible_value().expect("no row is hidden").get_name().to_owned();
+        let (results, void, notes) = Default::default();
+        Row { name, title: title.into(), unit: unit.into(), results, void, notes }
+    }
+
     fn line(&self, contestants: &[Name]) -> String {
         let value = |name: &Name| self.outcome(*name).map_or("–".into(), |outcome| figure(outcome.median));
         let values: Vec<String> = contestants.iter().map(value).collect();
         let teal = self.outcome(Name::Teal);
         let ratio =
             |of: fn(&Outcome) -> Option<f64>| teal.and_then(of).map_or("–".into(), |ratio| format!("{ratio:.2}"));
-        let (peer, relay) = (ratio(|teal| teal.to_peer), ratio(|teal| teal.to_relay));
+        let peer = ratio(|teal| teal.to_peer);
+        let has_relay = contestants.contains(&Name::Relay);
+        let relay = if has_relay { format!(" {} |", ratio(|teal| teal.to_relay)) } else { String::new() };
         let void = if self.void.is_empty() { "" } else { ", **void**" };
-        format!("| {} ({}{void}) | {} | {peer} | {relay} |\n", self.title, self.unit, values.join(" | "))
+        format!("| {} ({}{void}) | {} | {peer} |{relay}\n", self.title, self.unit, values.join(" | "))
     }
 
     /// Fills in the medians and ratios, once all rounds are there.
