@@ -198,7 +198,9 @@ async fn ask_http2(stream: Stream, path: &str, host: &str) -> Result<u16, ProbeE
         .header("user-agent", concat!("teal-health/", env!("CARGO_PKG_VERSION")))
         .body(())
         .map_err(|_| ProbeError::NotHttp2)?;
-    let (send, connection) = h2::client::handshake(stream).await.map_err(|_| ProbeError::NotHttp2)?;
+    let mut builder = h2::client::Builder::new();
+    builder.enable_push(false).max_header_list_size(MAX_HEAD as u32);
+    let (send, connection) = builder.handshake::<_, bytes::Bytes>(stream).await.map_err(|_| ProbeError::NotHttp2)?;
     let _driver = AbortOnDropHandle::new(tokio::spawn(connection));
     let mut send = send.ready().await.map_err(|_| ProbeError::NotHttp2)?;
     let (answer, _) = send.send_request(request, true).map_err(|_| ProbeError::NotHttp2)?;

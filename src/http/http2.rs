@@ -2,7 +2,8 @@
 //!
 //! Each request gets a task, a seat and a [`Client`] of its own, whose stream is an [`Exchange`](stream::Exchange): towards
 //! the client it speaks frames, towards us the text of HTTP/1.1. So a request has one meaning whichever way it came, and
-//! everything that is promised of a request is promised once. Frames, flow control and their abuse are left to `h2`.
+//! everything that is promised of a request is promised once. Frames, flow control and most of their abuse are left to `h2`;
+//! what it lets pass is counted by [`wire`] and by what clients give up.
 
 pub(super) mod origin;
 mod stream;
@@ -70,6 +71,11 @@ struct UnderWay {
 impl UnderWay {
     fn is_empty(&self) -> bool {
         self.count.load(Ordering::Relaxed) == 0
+    }
+
+    /// The client has lost interest in a request of its.
+    fn give_up(&self) {
+        self.given_up.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Whether the client asks for much that it does not want.

@@ -10,15 +10,6 @@ use crate::config::Address;
 use crate::net::Stream;
 use crate::upstream::Endpoint;
 
-/// Nothing was sent: another endpoint may be tried.
-#[derive(Debug, thiserror::Error)]
-pub enum ConnectError {
-    #[error("cannot connect")]
-    Io(#[from] io::Error),
-    #[error("no connection within the connect timeout")]
-    Timeout,
-}
-
 /// Whether a connection failed for want of something of ours: this process is short of file descriptors, memory or ports. It
 /// says nothing about the endpoint, and if it counted it would take every endpoint out of service at the worst moment.
 pub fn is_ours(error: &io::Error) -> bool {

@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 use crate::config::Upstream;
 
 pub use balance::{Choice, hash_key};
-pub use connect::{ConnectError, connect, is_ours};
+pub use connect::{connect, is_ours};
 pub use endpoint::{Endpoint, Health, Lease, ProbeResult, Transport};
 
 /// The endpoints of one color of one service.

@@ -8,13 +8,13 @@ use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
 use h2::client::{Builder, ResponseFuture, SendRequest};
-use h2::{Ping, Reason, RecvStream, SendStream};
+use h2::{Ping, Reason, RecvStream};
 use http::{Method, Response, StatusCode};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use crate::http::decoder::Decoder;
-use crate::http::http2::stream::{Reading, Text, broken, poll_grant, send_plain, send_some};
-use crate::http::http2::text::{self, OriginHead};
+use crate::http::http2::stream::{Reading, Sending, Text, broken};
+use crate::http::http2::text::{self, HeadText, OriginHead};
 use crate::net::{Multiplexed, Opener, Refused, Stream};
 
 /// Requests that share a connection; more of them get another one.
@@ -73,7 +73,7 @@ impl Opener for Shared {
         if self.in_use() >= limit {
             return None;
         }
-        let request = Asking::Head { text: Vec::new(), send: self.send.clone(), is_secure: self.is_secure };
+        let request = Asking::Head { text: HeadText::default(), send: self.send.clone(), is_secure: self.is_secure };
         let conversation =
             Conversation { request, answer: Answering::Nothing, is_head: false, key: None, _alive: self.alive.clone() };
         Some(Stream::Multiplexed(Box::new(conversation)))
@@ -103,15 +103,8 @@ struct Conversation {
 
 #[derive(Debug)]
 enum Asking {
-    Head {
-        text: Vec<u8>,
-        send: SendRequest<Bytes>,
-        is_secure: bool,
-    },
-    Body(SendStream<Bytes>, Decoder),
-    /// A WebSocket.
-    Open(SendStream<Bytes>),
-    Done,
+    Head { text: HeadText, send: SendRequest<Bytes>, is_secure: bool },
+    Sending(Sending),
 }
 
 #[derive(Debug)]
@@ -129,14 +122,10 @@ enum Answering {
 impl Conversation {
     fn take_head(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let Asking::Head { text, send, is_secure } = &mut self.request else { return Ok(0) };
-        let known = text.len();
-        text.extend_from_slice(bytes);
-        let Some(end) = memchr::memmem::find(&text[known.saturating_sub(3)..], b"\r\n\r\n") else {
-            return if text.len() > MAX_HEAD { Err(io::ErrorKind::InvalidData.into()) } else { Ok(bytes.len()) };
-        };
-        let length = known.saturating_sub(3) + end + 4;
+        let (count, head) = text.take(bytes, MAX_HEAD)?;
+        let Some(head) = head else { return Ok(count) };
         let OriginHead { request, framing, expects_continue, key } =
-            text::origin_head(&text[..length], *is_secure).ok_or(io::ErrorKind::InvalidData)?;
+            text::origin_head(&head, *is_secure).ok_or(io::ErrorKind::InvalidData)?;
         if key.is_some() && !send.is_extended_connect_protocol_enabled() {
             return Err(io::Error::new(io::ErrorKind::Unsupported, "the endpoint takes no WebSocket over HTTP/2"));
         }
@@ -144,16 +133,16 @@ impl Conversation {
         let decoder = Decoder::new(framing);
         let is_over = decoder.is_done() && key.is_none();
         let (response, send) = send.send_request(request, is_over).map_err(refused)?;
-        self.request = match () {
-            () if key.is_some() => Asking::Open(send),
-            () if is_over => Asking::Done,
-            () => Asking::Body(send, decoder),
-        };
+        self.request = Asking::Sending(match () {
+            () if key.is_some() => Sending::Open(send),
+            () if is_over => Sending::Done,
+            () => Sending::Body(send, decoder),
+        });
         self.key = key;
         let interim =
             if expects_continue { Bytes::from_static(b"HTTP/1.1 100 Continue\r\n\r\n") } else { Bytes::new() };
         self.answer = Answering::Head { response, interim };
-        Ok(length - known)
+        Ok(count)
     }
 
     /// The head of the answer as text.
@@ -162,7 +151,7 @@ impl Conversation {
         let is_websocket = self.key.is_some() && parts.status == StatusCode::OK;
         if self.key.is_some() && !is_websocket {
             // A refusal ends what would have been the WebSocket.
-            self.request = Asking::Done;
+            self.request = Asking::Sending(Sending::Done);
         }
         let has_body = !self.is_head && !body.is_end_stream() && !matches!(parts.status.as_u16(), 204 | 304);
         let accept = self.key.take().filter(|_| is_websocket).map(|key| derive_accept_key(&key));
@@ -203,38 +192,25 @@ impl Multiplexed for Conversation {
     }
 
     fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        loop {
-            let (count, send) = match &mut self.request {
-                Asking::Head { .. } => return Poll::Ready(self.take_head(bytes)),
-                Asking::Body(send, decoder) => (send_some(send, decoder, bytes)?, send),
-                Asking::Open(send) => (send_plain(send, bytes)?, send),
-                Asking::Done => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
-            };
-            if count == 0 {
-                ready!(poll_grant(send, cx))?;
-                continue;
-            }
-            if matches!(&self.request, Asking::Body(_, decoder) if decoder.is_done()) {
-                self.request = Asking::Done;
-            }
-            return Poll::Ready(Ok(count));
+        match &mut self.request {
+            Asking::Head { .. } => Poll::Ready(self.take_head(bytes)),
+            Asking::Sending(sending) => sending.poll_write(cx, bytes),
         }
     }
 
     fn poll_shutdown(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match std::mem::replace(&mut self.request, Asking::Done) {
-            Asking::Open(mut send) => Poll::Ready(send.send_data(Bytes::new(), true).map_err(broken)),
-            other => {
-                self.request = other;
-                Poll::Ready(Ok(()))
-            }
+        match &mut self.request {
+            Asking::Head { .. } => Poll::Ready(Ok(())),
+            Asking::Sending(sending) => Poll::Ready(sending.end()),
         }
     }
 }
 
 impl Drop for Conversation {
     fn drop(&mut self) {
-        if let Asking::Body(send, _) | Asking::Open(send) = &mut self.request {
+        if let Asking::Sending(sending) = &mut self.request
+            && let Some(send) = sending.stream()
+        {
             send.send_reset(Reason::CANCEL);
         }
     }

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Buf, Bytes};
@@ -12,7 +11,7 @@ use h2::{Reason, RecvStream, SendStream};
 use crate::http::decoder::Decoder;
 use crate::http::head::Framing;
 use crate::http::http2::UnderWay;
-use crate::http::http2::text::{self, AnswerHead, RequestText};
+use crate::http::http2::text::{self, AnswerHead, HeadText, RequestText};
 use crate::net::Multiplexed;
 
 /// Octets of the head of an answer; the origin's was bounded before.
@@ -54,11 +53,59 @@ pub(super) enum Reading {
 /// How far the answer has been written.
 #[derive(Debug)]
 enum Answer {
-    Head(Vec<u8>),
+    Head(HeadText),
+    Sending(Sending),
+}
+
+/// What of a message goes out behind its head.
+#[derive(Debug)]
+pub(super) enum Sending {
     Body(SendStream<Bytes>, Decoder),
     /// A WebSocket.
     Open(SendStream<Bytes>),
     Done,
+}
+
+impl Sending {
+    pub(super) fn is_done(&self) -> bool {
+        matches!(self, Sending::Done)
+    }
+
+    /// What can still be reset.
+    pub(super) fn stream(&mut self) -> Option<&mut SendStream<Bytes>> {
+        match self {
+            Sending::Body(send, _) | Sending::Open(send) => Some(send),
+            Sending::Done => None,
+        }
+    }
+
+    /// Sends text as far as the other side grants, at least one octet.
+    pub(super) fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        loop {
+            let (count, send) = match self {
+                Sending::Body(send, decoder) => (send_some(send, decoder, bytes)?, send),
+                Sending::Open(send) => (send_plain(send, bytes)?, send),
+                Sending::Done => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+            };
+            if count == 0 {
+                ready!(poll_grant(send, cx))?;
+                continue;
+            }
+            if matches!(self, Sending::Body(_, decoder) if decoder.is_done()) {
+                *self = Sending::Done;
+            }
+            return Poll::Ready(Ok(count));
+        }
+    }
+
+    /// Ends what only its end delimits; anything else is not at its end then.
+    pub(super) fn end(&mut self) -> io::Result<()> {
+        if let Sending::Open(send) | Sending::Body(send, Decoder::UntilClose) = self {
+            send.send_data(Bytes::new(), true).map_err(broken)?;
+            *self = Sending::Done;
+        }
+        Ok(())
+    }
 }
 
 impl Exchange {
@@ -75,16 +122,16 @@ impl Exchange {
             (false, false) => Reading::Plain,
         };
         let request = Text::new(head.text, state);
-        Exchange { request, body, answer: Answer::Head(Vec::new()), respond, is_head, connection }
+        Exchange { request, body, answer: Answer::Head(HeadText::default()), respond, is_head, connection }
     }
 
     /// The request is over: the next thing to learn is that the client has given up, or that we are through.
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let reset = match &mut self.answer {
-            // Of a WebSocket it is an end, and no more than that.
-            Answer::Done | Answer::Open(_) => return Poll::Ready(Ok(0)),
             Answer::Head(_) => self.respond.poll_reset(cx),
-            Answer::Body(send, _) => send.poll_reset(cx),
+            Answer::Sending(Sending::Body(send, _)) => send.poll_reset(cx),
+            // Of a WebSocket it is an end, and no more than that.
+            Answer::Sending(Sending::Done | Sending::Open(_)) => return Poll::Ready(Ok(0)),
         };
         match ready!(reset) {
             Ok(_) => Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
@@ -95,17 +142,12 @@ impl Exchange {
     /// Takes text up to the end of a head, and sends it.
     fn take_head(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let Answer::Head(text) = &mut self.answer else { return Ok(0) };
-        let known = text.len();
-        text.extend_from_slice(bytes);
-        let Some(end) = memchr::memmem::find(&text[known.saturating_sub(3)..], b"\r\n\r\n") else {
-            return if text.len() > MAX_HEAD { Err(io::ErrorKind::InvalidData.into()) } else { Ok(bytes.len()) };
-        };
-        let length = known.saturating_sub(3) + end + 4;
-        let head = text::answer_head(&text[..length]).ok_or(io::ErrorKind::InvalidData)?;
-        let is_upgrade = is_upgrade(text);
-        text.clear();
-        self.send_head(head, is_upgrade)?;
-        Ok(length - known)
+        let (count, head) = text.take(bytes, MAX_HEAD)?;
+        if let Some(text) = head {
+            let head = text::answer_head(&text).ok_or(io::ErrorKind::InvalidData)?;
+            self.send_head(head, is_upgrade(&text))?;
+        }
+        Ok(count)
     }
 
     fn send_head(&mut self, head: AnswerHead, is_upgrade: bool) -> io::Result<()> {
@@ -119,13 +161,13 @@ impl Exchange {
         let is_empty = self.is_head || length == Some(0) || matches!(status.as_u16(), 204 | 304);
         let is_empty = is_empty && !is_upgrade;
         let send = self.respond.send_response(response, is_empty).map_err(broken)?;
-        self.answer = match length {
-            _ if is_upgrade => Answer::Open(send),
-            _ if is_empty => Answer::Done,
-            Some(length) => Answer::Body(send, Decoder::new(Framing::Length(length))),
-            None if is_chunked => Answer::Body(send, Decoder::new(Framing::Chunked)),
-            None => Answer::Body(send, Decoder::new(Framing::UntilClose)),
-        };
+        self.answer = Answer::Sending(match length {
+            _ if is_upgrade => Sending::Open(send),
+            _ if is_empty => Sending::Done,
+            Some(length) => Sending::Body(send, Decoder::new(Framing::Length(length))),
+            None if is_chunked => Sending::Body(send, Decoder::new(Framing::Chunked)),
+            None => Sending::Body(send, Decoder::new(Framing::UntilClose)),
+        });
         Ok(())
     }
 }
@@ -136,7 +178,7 @@ fn is_upgrade(head: &[u8]) -> bool {
 
 /// Sends a piece of a body, as much as the client grants; says how much of `bytes` that was. What frames the body takes
 /// nothing of the grant, so its end never waits for one.
-pub(super) fn send_some(send: &mut SendStream<Bytes>, decoder: &mut Decoder, bytes: &[u8]) -> io::Result<usize> {
+fn send_some(send: &mut SendStream<Bytes>, decoder: &mut Decoder, bytes: &[u8]) -> io::Result<usize> {
     let mut trailers = Vec::new();
     let room = room(send, bytes.len());
     let step = decoder.step_within(room, bytes, &mut trailers).map_err(|_| io::ErrorKind::InvalidData)?;
@@ -157,7 +199,7 @@ pub(super) fn send_some(send: &mut SendStream<Bytes>, decoder: &mut Decoder, byt
 }
 
 /// Sends a piece of what has no framing.
-pub(super) fn send_plain(send: &mut SendStream<Bytes>, bytes: &[u8]) -> io::Result<usize> {
+fn send_plain(send: &mut SendStream<Bytes>, bytes: &[u8]) -> io::Result<usize> {
     let count = room(send, bytes.len()).min(bytes.len());
     if count > 0 {
         send.send_data(Bytes::copy_from_slice(&bytes[..count]), false).map_err(broken)?;
@@ -182,7 +224,7 @@ fn give_back(send: &mut SendStream<Bytes>) {
 }
 
 /// Ready when the client may have granted more.
-pub(super) fn poll_grant(send: &mut SendStream<Bytes>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+fn poll_grant(send: &mut SendStream<Bytes>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
     match ready!(send.poll_capacity(cx)) {
         Some(Ok(_)) => Poll::Ready(Ok(())),
         Some(Err(error)) => Poll::Ready(Err(broken(error))),
@@ -276,7 +318,7 @@ impl Text {
 impl Multiplexed for Exchange {
     fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
         // What is left of a request that was answered early is no other request.
-        if matches!(self.answer, Answer::Done) {
+        if matches!(&self.answer, Answer::Sending(sending) if sending.is_done()) {
             return Poll::Ready(Ok(0));
         }
         match ready!(self.request.poll_read(cx, &mut self.body, buffer))? {
@@ -286,57 +328,39 @@ impl Multiplexed for Exchange {
     }
 
     fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        loop {
-            let (count, send) = match &mut self.answer {
-                Answer::Head(_) => return Poll::Ready(self.take_head(bytes)),
-                Answer::Body(send, decoder) => (send_some(send, decoder, bytes)?, send),
-                Answer::Open(send) => (send_plain(send, bytes)?, send),
-                Answer::Done => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
-            };
-            if count == 0 {
-                ready!(poll_grant(send, cx))?;
-                continue;
-            }
-            if matches!(&self.answer, Answer::Body(_, decoder) if decoder.is_done()) {
-                self.answer = Answer::Done;
-            }
-            return Poll::Ready(Ok(count));
+        match &mut self.answer {
+            Answer::Head(_) => Poll::Ready(self.take_head(bytes)),
+            Answer::Sending(sending) => sending.poll_write(cx, bytes),
         }
     }
 
     fn poll_shutdown(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let answer = std::mem::replace(&mut self.answer, Answer::Done);
-        match answer {
-            Answer::Open(mut send) => Poll::Ready(send.send_data(Bytes::new(), true).map_err(broken)),
-            Answer::Body(mut send, Decoder::UntilClose) => {
-                Poll::Ready(send.send_data(Bytes::new(), true).map_err(broken))
-            }
-            // Not at its end.
-            other => {
-                self.answer = other;
-                Poll::Ready(Ok(()))
-            }
+        match &mut self.answer {
+            Answer::Head(_) => Poll::Ready(Ok(())),
+            Answer::Sending(sending) => Poll::Ready(sending.end()),
         }
     }
 }
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        let mut cx = Context::from_waker(Waker::noop());
-        let reset = match &mut self.answer {
-            Answer::Done => return,
-            Answer::Head(_) => self.respond.poll_reset(&mut cx),
-            Answer::Body(send, _) | Answer::Open(send) => send.poll_reset(&mut cx),
+        let mut send = match &mut self.answer {
+            Answer::Head(_) => None,
+            Answer::Sending(sending) => match sending.stream() {
+                Some(send) => Some(send),
+                None => return,
+            },
         };
-        // By the client, or because it has broken the rules.
-        if let Poll::Ready(Ok(_)) = reset {
-            self.connection.given_up.fetch_add(1, Ordering::Relaxed);
-            return;
-        }
-        match &mut self.answer {
-            Answer::Done => {}
-            Answer::Head(_) => self.respond.send_reset(Reason::INTERNAL_ERROR),
-            Answer::Body(send, _) | Answer::Open(send) => send.send_reset(Reason::INTERNAL_ERROR),
+        let mut cx = Context::from_waker(Waker::noop());
+        let reset = match &mut send {
+            Some(send) => send.poll_reset(&mut cx),
+            None => self.respond.poll_reset(&mut cx),
+        };
+        match send {
+            // By the client, or because it has broken the rules.
+            _ if matches!(reset, Poll::Ready(Ok(_))) => self.connection.give_up(),
+            Some(send) => send.send_reset(Reason::INTERNAL_ERROR),
+            None => self.respond.send_reset(Reason::INTERNAL_ERROR),
         }
     }
 }

@@ -3,6 +3,8 @@
 //! `h2` has seen to it by then that pseudo-header fields are complete, that names are lower-case tokens and values hold no
 //! line break, and that no field belongs to the connection. The strict reader of HTTP/1.1 heads judges the result again.
 
+use std::io;
+
 use bytes::Bytes;
 use h2::RecvStream;
 use h2::ext::Protocol;
@@ -17,6 +19,30 @@ use crate::http::head::Framing;
 const MAX_FIELDS: usize = 300;
 /// Header fields of a request of ours: as many as a configuration may allow, and our own.
 const MAX_REQUEST_FIELDS: usize = 1024;
+
+/// A head of HTTP/1.1 that comes in pieces.
+#[derive(Debug, Default)]
+pub(super) struct HeadText(Vec<u8>);
+
+impl HeadText {
+    /// Takes octets up to the end of the head; says how many, and gives the head if it is whole.
+    ///
+    /// # Errors
+    /// It grows beyond `most` octets.
+    pub(super) fn take(&mut self, bytes: &[u8], most: usize) -> io::Result<(usize, Option<Vec<u8>>)> {
+        let known = self.0.len();
+        self.0.extend_from_slice(bytes);
+        let from = known.saturating_sub(3);
+        match memchr::memmem::find(&self.0[from..], b"\r\n\r\n") {
+            Some(end) => {
+                self.0.truncate(from + end + 4);
+                Ok((self.0.len() - known, Some(std::mem::take(&mut self.0))))
+            }
+            None if self.0.len() > most => Err(io::ErrorKind::InvalidData.into()),
+            None => Ok((bytes.len(), None)),
+        }
+    }
+}
 
 /// The head of a request.
 #[derive(Debug)]
