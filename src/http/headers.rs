@@ -62,9 +62,11 @@ pub(crate) fn is_trusted(listener: &Listener, peer: Option<IpAddr>) -> bool {
 /// The address of the client: the right-most one that is not a trusted proxy's.
 pub(crate) fn client_address(listener: &Listener, head: &RequestHead<'_>, peer: Option<IpAddr>) -> Option<IpAddr> {
     let mut client = peer?;
-    let fields = head.headers.iter().filter(|header| Known::of(header.name) == Known::ForwardedFor);
-    let mut hops: Vec<&[u8]> = fields.flat_map(|header| tokens(header.value)).collect();
-    while is_trusted(listener, Some(client))
+    if !listener.trusts(client) {
+        return peer;
+    }
+    let mut hops = hops(head);
+    while listener.trusts(client)
         && let Some(hop) = hops.pop().and_then(parse_hop)
     {
         client = hop;
@@ -72,10 +74,33 @@ pub(crate) fn client_address(listener: &Listener, head: &RequestHead<'_>, peer: 
     Some(client)
 }
 
-/// An address as `X-Forwarded-For` writes it, with or without a port.
+/// Who asked, one proxy after the other, by `X-Forwarded-For`, or where there is none by `Forwarded` (RFC 7239).
+fn hops<'a>(head: &RequestHead<'a>) -> Vec<&'a [u8]> {
+    let told = |by| head.headers.iter().filter(move |header| Known::of(header.name) == by);
+    let mut usual = told(Known::ForwardedFor).peekable();
+    if usual.peek().is_some() {
+        return usual.flat_map(|header| tokens(header.value)).collect();
+    }
+    told(Known::Forwarded).flat_map(|header| tokens(header.value)).map(node).collect()
+}
+
+/// Whom an element of `Forwarded` is for, nobody if it does not say. Elements end at every comma, in quotes or not: no
+/// address has one, and quotes that a client has left open do not hide what a proxy has added.
+fn node(element: &[u8]) -> &[u8] {
+    let mut pairs = element.split(|&octet| octet == b';').map(<[u8]>::trim_ascii);
+    let value = pairs.find_map(|pair| match pair.split_at_checked(4) {
+        Some((name, value)) if name.eq_ignore_ascii_case(b"for=") => Some(value),
+        _ => None,
+    });
+    let value = value.unwrap_or_default();
+    value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\"")).unwrap_or(value)
+}
+
+/// An address as proxies write it, with or without brackets and a port.
 fn parse_hop(hop: &[u8]) -> Option<IpAddr> {
     let text = std::str::from_utf8(hop).ok()?;
-    text.parse().ok().or_else(|| text.parse::<SocketAddr>().ok().map(|address| address.ip()))
+    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+    bare.parse().ok().or_else(|| text.parse::<SocketAddr>().ok().map(|address| address.ip()))
 }
 
 /// The request's own id if it may be believed, else a new one.
@@ -195,9 +220,14 @@ fn push_forwarded(out: &mut Vec<u8>, head: &RequestHead<'_>, origin: &Origin<'_>
     out.extend_from_slice(b"X-Forwarded-For: ");
     if origin.is_trusted {
         let earlier = head.headers.iter().filter(|header| Known::of(header.name) == Known::ForwardedFor);
+        let mut is_told = false;
         for header in earlier {
+            is_told = true;
             out.extend_from_slice(header.value);
             out.extend_from_slice(b", ");
+        }
+        if !is_told {
+            push_told_otherwise(out, head);
         }
     }
     push_address(out, origin.peer);
@@ -213,6 +243,15 @@ fn push_forwarded(out: &mut Vec<u8>, head: &RequestHead<'_>, origin: &Origin<'_>
         && !is_given("x-forwarded-port")
     {
         push_field(out, "X-Forwarded-Port", itoa::Buffer::new().format(port).as_bytes());
+    }
+}
+
+/// What `Forwarded` says in the words of `X-Forwarded-For`, as far from the right as it names addresses.
+fn push_told_otherwise(out: &mut Vec<u8>, head: &RequestHead<'_>) {
+    let addresses: Vec<IpAddr> = hops(head).into_iter().rev().map_while(parse_hop).collect();
+    for address in addresses.into_iter().rev() {
+        push_address(out, Some(address));
+        out.extend_from_slice(b", ");
     }
 }
 
@@ -353,13 +392,48 @@ mod tests {
             ("10.0.0.1", "1.1.1.1:55555", "1.1.1.1"),
             ("::1", "2001:db8::1", "2001:db8::1"),
             ("::1", "[2001:db8::1]:55555", "2001:db8::1"),
+            ("::1", "[2001:db8::1]", "2001:db8::1"),
         ];
         for (peer, forwarded, client) in cases {
-            let fields = format!("X-Forwarded-For: {forwarded}\r\n");
+            let fields = format!("X-Forwarded-For: {forwarded}\r\nForwarded: for=7.7.7.7\r\n");
             let peer = peer.parse().expect("an address");
             let found = with_head(&config, &fields, |head| client_address(&config.listeners[0], head, Some(peer)));
             assert_eq!(found, client.parse().ok(), "{peer} for {forwarded:?}");
         }
+    }
+
+    #[test]
+    fn a_proxy_that_speaks_rfc_7239_is_understood_too() {
+        let config = config("trusted_proxies = [\"10.0.0.0/8\"]");
+        let cases = [
+            ("for=1.1.1.1", "1.1.1.1", "1.1.1.1, "),
+            ("for=1.1.1.1, For=\"2.2.2.2:80\";proto=https", "2.2.2.2", "1.1.1.1, 2.2.2.2, "),
+            ("by=10.0.0.9;for=\"[2001:db8::1]:80\", for=10.0.0.2", "2001:db8::1", "2001:db8::1, 10.0.0.2, "),
+            ("for=1.1.1.1\r\nForwarded: for=2.2.2.2", "2.2.2.2", "1.1.1.1, 2.2.2.2, "),
+            // What the client says cannot hide what the proxy has added.
+            ("for=\"1.1.1.1, for=2.2.2.2", "2.2.2.2", "2.2.2.2, "),
+            ("\", for=2.2.2.2", "2.2.2.2", "2.2.2.2, "),
+            ("for=1.1.1.1, for=_hidden", "10.0.0.1", ""),
+            ("for=1.1.1.1, for=unknown, for=10.0.0.2", "10.0.0.2", "10.0.0.2, "),
+            ("proto=https", "10.0.0.1", ""),
+            ("", "10.0.0.1", ""),
+        ];
+        for (forwarded, client, told) in cases {
+            let fields = format!("Forwarded: {forwarded}\r\n");
+            let peer = "10.0.0.1".parse().ok();
+            let found = with_head(&config, &fields, |head| client_address(&config.listeners[0], head, peer));
+            assert_eq!(found, client.parse().ok(), "{forwarded:?}");
+            let origin = Origin { peer, is_trusted: true, port: None, proto: "http" };
+            let mut sent = Vec::new();
+            with_head(&config, &fields, |head| push_forwarded(&mut sent, head, &origin));
+            let expected = format!("X-Forwarded-For: {told}10.0.0.1\r\n");
+            assert!(sent.starts_with(expected.as_bytes()), "{forwarded:?}: {}", sent.escape_ascii());
+        }
+        let stranger = "9.9.9.9".parse().ok();
+        let found = with_head(&config, "Forwarded: for=1.1.1.1\r\n", |head| {
+            client_address(&config.listeners[0], head, stranger)
+        });
+        assert_eq!(found, stranger);
     }
 
     #[test]
