@@ -158,6 +158,29 @@ async fn an_early_answer_comes_whole_and_ends_the_upload() {
     }
 }
 
+/// Some clients see an answer only when they have sent their request (the one of Java 17 is deaf to that reset): they may,
+/// within bounds, as over HTTP/1.1.
+#[tokio::test]
+async fn who_does_not_stop_its_upload_at_an_early_answer_may_end_it() {
+    let (teal, _origin, mut calls) = stage().await;
+    let mut client = Good::connect(teal.address).await;
+    let (waiting, mut send) = client.begin(post("/"), true).await;
+    send.send_data("the first of it".into(), false).expect("an open stream");
+    calls.next().await.send("HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").await;
+    assert_eq!(good::whole(waiting).await.expect("a whole answer").status, 403);
+    // More than the window that each stream begins with.
+    let mut left = 600_000;
+    while left > 0 {
+        send.reserve_capacity(left.min(16 * 1024));
+        let granted = soon("room for the rest", poll_fn(|cx| send.poll_capacity(cx))).await;
+        let granted = granted.expect("an open stream").expect("no reset").min(left);
+        left -= granted;
+        send.send_data(vec![b'x'; granted].into(), left == 0).expect("an open stream");
+    }
+    let answering = async { calls.next().await.send("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await };
+    assert_eq!(tokio::join!(client.get("/other"), answering).0.status, 200);
+}
+
 /// What the client must not take for a whole answer: the origin broke off, or broke its framing.
 #[tokio::test]
 async fn half_an_answer_is_reset_wherever_it_is_cut() {

@@ -67,10 +67,6 @@ pub(super) enum Sending {
 }
 
 impl Sending {
-    pub(super) fn is_done(&self) -> bool {
-        matches!(self, Sending::Done)
-    }
-
     /// What can still be reset.
     pub(super) fn stream(&mut self) -> Option<&mut SendStream<Bytes>> {
         match self {
@@ -317,10 +313,6 @@ impl Text {
 
 impl Multiplexed for Exchange {
     fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
-        // What is left of a request that was answered early is no other request.
-        if matches!(&self.answer, Answer::Sending(sending) if sending.is_done()) {
-            return Poll::Ready(Ok(0));
-        }
         match ready!(self.request.poll_read(cx, &mut self.body, buffer))? {
             0 => self.poll_end(cx),
             count => Poll::Ready(Ok(count)),
