@@ -79,8 +79,9 @@ impl Session {
         if self.certificates.keys.len() == 1 {
             return false;
         }
-        let good = self.certificates.of(&String::from_utf8_lossy(host).to_ascii_lowercase());
-        !good.is_empty() && !good.iter().any(|certificate| self.chosen.contains(certificate))
+        let host = String::from_utf8_lossy(host).to_ascii_lowercase();
+        let mut good = self.certificates.good_for(&host).peekable();
+        good.peek().is_some() && !good.any(|certificate| self.chosen.contains(certificate))
     }
 }
 
@@ -197,6 +198,12 @@ impl Certificates {
     fn of(&self, name: &str) -> &[usize] {
         let below = || name.split_once('.').and_then(|(_, parent)| self.below.get(parent));
         self.exact.get(name).or_else(below).map_or(&[], Vec::as_slice)
+    }
+
+    /// All that are good for `name`, not only those that are chosen for it.
+    fn good_for(&self, name: &str) -> impl Iterator<Item = &usize> {
+        let below = name.split_once('.').and_then(|(_, parent)| self.below.get(parent));
+        self.exact.get(name).into_iter().chain(below).flatten()
     }
 
     fn of_or_default(&self, name: &str) -> &[usize] {

@@ -91,6 +91,19 @@ async fn a_request_for_a_host_of_another_certificate_is_misdirected() {
     assert_eq!(reached, 0);
 }
 
+/// Another certificate would have been chosen, but the client has seen that this one is good for the host, too.
+#[tokio::test]
+async fn a_request_for_a_host_that_the_wildcard_of_its_connection_is_for_is_served() {
+    let authority = Authority::new();
+    let (exact, wild) = (authority.issue(&["a.c.test"]), authority.issue(&["*.c.test"]));
+    let site = Site::with(authority, |_, dir| tls_of(dir, &[("exact", &exact), ("wild", &wild)])).await;
+    for (name, host, status) in [("b.c.test", "a.c.test", 200), ("a.c.test", "b.c.test", 421)] {
+        let mut client = site.connect(name, &site.client()).await;
+        let answer = client.ask(format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
+        assert_eq!(answer.status, status, "{host} on a connection for {name}");
+    }
+}
+
 #[tokio::test]
 async fn an_origin_is_told_that_the_client_came_over_tls() {
     let site = Site::new("").await;
