@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use rustls::RootCertStore;
 use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -140,7 +141,7 @@ fn client_auth(table: &mut Table<'_>) -> Option<ClientAuth> {
     }
     let ca = ca?.into_inner();
     table.reads(&ca);
-    let authorities = read_chain(&ca).map_err(|why| table.conflict("client_ca", || why)).ok()?;
+    let authorities = read_authorities(&ca).map_err(|why| table.conflict("client_ca", || why)).ok()?;
     Some(ClientAuth { ca, authorities, is_required: is_required.is_none_or(Spanned::into_inner) })
 }
 
@@ -153,6 +154,15 @@ pub(crate) fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, St
         Ok(_) => Err(not_as_expected(path, "no certificate in it")),
         Err(error) => Err(not_as_expected(path, &error.to_string())),
     }
+}
+
+/// As [`read_chain`], each of them fit to sign others.
+fn read_authorities(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let authorities = read_chain(path)?;
+    let mut roots = RootCertStore::empty();
+    let added = authorities.iter().try_for_each(|authority| roots.add(authority.clone()));
+    added.map_err(|error| not_as_expected(path, &error.to_string()))?;
+    Ok(authorities)
 }
 
 /// The first private key of a PEM file, and whether everybody may read it. No error repeats what is in the file.

@@ -117,6 +117,23 @@ async fn a_swapped_secret_of_kubernetes_is_taken() {
     assert_eq!(shown(&site).await, pairs[1].chain());
 }
 
+/// `check` must say so, and a reload must not go on with the authorities of before.
+#[tokio::test]
+async fn authorities_of_clients_that_cannot_be_used_are_a_problem_of_the_config() {
+    let ca = Authority::new();
+    let site = Site::with(Authority::new(), |authority, dir| {
+        let path = dir.path().join("clients.pem");
+        fs::write(&path, ca.pem()).expect("the test can write");
+        let pair = authority.issue(&["a.test"]).write(dir.path(), "a");
+        format!("tls = {{ certificates = [{pair}], client_ca = {path:?} }}\n")
+    })
+    .await;
+    let garbage = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+    fs::write(site.dir.path().join("clients.pem"), ca.pem() + garbage).expect("the test can write");
+    let problems = reloaded(&site, (0, 1)).await.expect("a problem").to_string();
+    assert!(problems.contains("clients.pem"), "{problems}");
+}
+
 #[tokio::test]
 async fn changed_authorities_of_clients_are_taken() {
     let (first, second) = (Authority::new(), Authority::new());
