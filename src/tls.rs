@@ -2,23 +2,23 @@
 //!
 //! A [`Terminator`] is made of a listener's settings and never changes; a reload makes another one, and connections keep the
 //! one that they began with. The keys of the tickets by which clients come back live as long as the listener, so that new
-//! certificates do not cost every client a full handshake.
+//! certificates do not cost every client a full handshake. Who is asked for a certificate gets no ticket: it would let its
+//! owner in when the certificate has long expired, and one ticket after the other for ever.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fmt;
 use std::io;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{Ticketer, default_provider};
-use rustls::server::{ClientHello, NoServerSessionStorage, ProducesTickets, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{CipherSuite, HandshakeKind, RootCertStore, ServerConfig, version};
 use tokio::sync::oneshot;
 use tokio_rustls::TlsAcceptor;
 
-use crate::config::{ClientAuth, Tls, TlsVersion};
+use crate::config::{Tls, TlsVersion};
 use crate::net::Stream;
 
 /// ALPN protocol IDs (RFC 7301, RFC 9113 §3.1).
@@ -40,26 +40,11 @@ pub enum TlsError {
     Authorities(#[from] rustls::server::VerifierBuilderError),
 }
 
-/// What tickets are sealed with; they are good for as long as it is the same.
-#[derive(Clone)]
-pub struct Tickets {
-    ticketer: Arc<dyn ProducesTickets>,
-    /// Who may come back with one: a client that was let in by other authorities may not.
-    client_auth: Option<ClientAuth>,
-}
-
-impl fmt::Debug for Tickets {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Tickets")
-    }
-}
-
 /// Ends TLS for one listener.
 #[derive(Debug)]
 pub struct Terminator {
     config: Arc<ServerConfig>,
     certificates: Arc<Certificates>,
-    tickets: Tickets,
 }
 
 /// What a connection's handshake has settled.
@@ -92,10 +77,6 @@ impl Terminator {
     /// When a key or an authority cannot be used after all.
     pub fn new(settings: &Tls, http2: bool, before: Option<&Terminator>) -> Result<Terminator, TlsError> {
         let certificates = Arc::new(Certificates::new(settings)?);
-        let tickets = match before.map(|before| &before.tickets) {
-            Some(tickets) if tickets.client_auth == settings.client_auth => tickets.clone(),
-            _ => Tickets { ticketer: Ticketer::new()?, client_auth: settings.client_auth.clone() },
-        };
         let versions: &[_] = match settings.min_version {
             TlsVersion::V1_2 => &[&version::TLS13, &version::TLS12],
             TlsVersion::V1_3 => &[&version::TLS13],
@@ -114,11 +95,17 @@ impl Terminator {
         let mut config = builder.with_cert_resolver(certificates.clone());
         config.alpn_protocols = if http2 { vec![H2.into(), HTTP_1_1.into()] } else { vec![HTTP_1_1.into()] };
         config.ignore_client_order = true;
-        config.ticketer = tickets.ticketer.clone();
-        config.send_tls13_tickets = TICKETS;
+        config.send_tls13_tickets = 0;
+        if settings.client_auth.is_none() {
+            config.send_tls13_tickets = TICKETS;
+            config.ticketer = match before.map(|before| &before.config.ticketer).filter(|before| before.enabled()) {
+                Some(before) => before.clone(),
+                None => Ticketer::new()?,
+            };
+        }
         // Tickets are all the memory that is needed, and workers share it.
         config.session_storage = Arc::new(NoServerSessionStorage {});
-        Ok(Terminator { config: Arc::new(config), certificates, tickets })
+        Ok(Terminator { config: Arc::new(config), certificates })
     }
 
     /// Answers a client's handshake, without a time limit.
