@@ -37,6 +37,8 @@ pub enum Failure {
     ClientStalled,
     #[error("no route for this host and path")]
     NoRoute,
+    #[error("the endpoint takes no WebSocket over HTTP/2")]
+    NoWebSocket,
 
     // The origin's.
     #[error("cannot connect to the origin")]
@@ -83,6 +85,7 @@ impl Failure {
             | Failure::ClientGone(_)
             | Failure::ClientStalled
             | Failure::NoRoute
+            | Failure::NoWebSocket
             | Failure::TooMany(_)
             | Failure::Overload
             | Failure::Misdirected

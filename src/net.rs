@@ -49,6 +49,8 @@ pub trait Multiplexed: Send + Sync + std::fmt::Debug {
     fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>>;
     /// As [`Stream::poll_shutdown`].
     fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+    /// As [`Stream::waited_in_vain`].
+    fn waited_in_vain(&mut self) {}
 }
 
 /// A connection on which more streams can be opened.
@@ -69,6 +71,21 @@ pub struct Refused(pub Box<dyn std::error::Error + Send + Sync>);
 impl Refused {
     pub fn is_in(error: &io::Error) -> bool {
         error.get_ref().is_some_and(|inner| inner.is::<Refused>())
+    }
+}
+
+/// What was to be sent cannot be said in the protocol of the stream. Whoever asks for it is to blame, and not the other side.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Unsayable {
+    #[error("a request that HTTP/2 cannot express")]
+    Request,
+    #[error("the other side takes no WebSocket over HTTP/2")]
+    WebSocket,
+}
+
+impl Unsayable {
+    pub fn of(error: &io::Error) -> Option<Unsayable> {
+        error.get_ref().and_then(|inner| inner.downcast_ref()).copied()
     }
 }
 
@@ -106,6 +123,13 @@ impl Stream {
     /// Hands the stream over; what stays has ended.
     pub fn take(&mut self) -> Stream {
         std::mem::replace(self, Stream::Multiplexed(Box::new(Gone)))
+    }
+
+    /// The other side has not answered in time. If it has said nothing else either, nobody else is sent its way.
+    pub fn waited_in_vain(&mut self) {
+        if let Stream::Multiplexed(stream) = self {
+            stream.waited_in_vain();
+        }
     }
 
     /// The socket at the bottom.

@@ -101,7 +101,7 @@ async fn an_endpoint_may_ask_who_we_are() {
     assert_eq!(get(unknown.address, "/").await.status, 503);
 }
 
-/// An endpoint that speaks HTTP/2 as `serve` says.
+/// An endpoint that speaks HTTP/2 as `serve` says, on one connection after the other.
 async fn http2<F, Fut>(streams: u32, serve: F) -> SocketAddr
 where
     F: Fn(usize, Connection<TcpStream, Bytes>) -> Fut + Send + Sync + 'static,
@@ -110,11 +110,13 @@ where
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
     tokio::spawn(async move {
-        for number in 0.. {
-            let Ok((stream, _)) = listener.accept().await else { return };
+        let mut number = 0;
+        while let Ok((stream, _)) = listener.accept().await {
             let handshake = H2Builder::new().max_concurrent_streams(streams).handshake(stream);
+            // A probe by TCP says nothing, and is no such connection.
             if let Ok(connection) = handshake.await {
                 tokio::spawn(serve(number, connection));
+                number += 1;
             }
         }
     });
@@ -367,6 +369,159 @@ fn a_protocol_needs_the_transport_that_it_runs_on() {
     assert!(both.is_some_and(|problem| problem.contains("beside upstream_tls")));
     assert_eq!(problems("protocol = \"h2c\""), None);
     assert_eq!(problems("protocol = \"h2\"\nupstream_tls = { insecure = true }"), None);
+}
+
+/// What a client asks for must neither wait for what never comes nor make an endpoint look ill.
+#[tokio::test]
+async fn what_http2_cannot_say_is_refused_at_once_and_no_endpoint_is_blamed() {
+    let serve = |_, mut connection: Connection<TcpStream, Bytes>| async move {
+        while let Some(Ok((_, respond))) = connection.accept().await {
+            answer(respond, "ok");
+        }
+    };
+    let (first, second) = (http2(100, serve).await, http2(100, serve).await);
+    let services = format!(
+        "[[routes]]\npath = \"/\"\nservice = \"app\"\n[services.app]\nprotocol = \"h2c\"\n\
+         blue = [\"{first}\", \"{second}\"]\nhealth = {{ interval = \"1h\" }}\n\
+         outlier = {{ consecutive_errors = 1, eject = \"5m\" }}\n"
+    );
+    let teal = Builder::new(&services).start().await;
+    let ask = |request: Vec<u8>| async move {
+        let mut client = Client::connect(teal.address).await;
+        client.send(request).await;
+        soon("an answer", client.answer()).await.status
+    };
+    for host in ["", "a%20b", "a%"] {
+        let status = ask(format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n").into()).await;
+        assert_eq!(status, 400, "host {host:?}");
+    }
+    assert_eq!(ask(b"GET / HTTP/1.0\r\n\r\n".to_vec()).await, 400);
+    assert_eq!(ask(frames::REQUEST.into()).await, 501, "the endpoint takes no extended CONNECT");
+    for octet in 0x21..=0xff_u8 {
+        for start in ["/", "/?"] {
+            let request = [b"GET ", start.as_bytes(), &[octet], b" HTTP/1.1\r\nHost: a\r\n\r\n"].concat();
+            let status = ask(request).await;
+            assert!(status == 200 || status == 400, "{status} for {octet:#x} behind {start}");
+        }
+        if octet.is_ascii_punctuation() {
+            let host = [b"GET / HTTP/1.1\r\nHost: a", &[octet][..], b"b\r\n\r\n"].concat();
+            let status = ask(host).await;
+            assert!(status == 200 || status == 400, "{status} for a host with {octet:#x}");
+        }
+    }
+    let snapshot = teal.state().load();
+    let endpoints = snapshot.services[0].pools[Color::Blue].endpoints();
+    assert!(endpoints.iter().all(|endpoint| !endpoint.is_ejected()));
+}
+
+#[tokio::test]
+async fn connections_to_an_endpoint_that_takes_no_request_are_not_kept() {
+    let open = Arc::new(AtomicUsize::new(0));
+    let counted = open.clone();
+    let endpoint = http2(0, move |_, mut connection| {
+        let open = counted.clone();
+        async move {
+            open.fetch_add(1, Ordering::SeqCst);
+            while connection.accept().await.is_some() {}
+            open.fetch_sub(1, Ordering::SeqCst);
+        }
+    })
+    .await;
+    let teal = proxy_unprobed(endpoint).await;
+    for _ in 0..10 {
+        assert_eq!(get(teal.address, "/").await.status, 502);
+    }
+    eventually("all are closed", || open.load(Ordering::SeqCst) == 0).await;
+}
+
+/// A peer that is gone without a word, and the connection looks as if it stood.
+#[tokio::test]
+async fn a_connection_on_which_nothing_comes_any_more_gets_no_further_request() {
+    let endpoint = http2(100, |number, mut connection| async move {
+        let mut asked = 0;
+        while let Some(Ok((_, respond))) = connection.accept().await {
+            asked += 1;
+            if number == 0 && asked == 2 {
+                // From now on nothing is read or said.
+                std::future::pending::<()>().await;
+            }
+            answer(respond, if number == 0 { "first" } else { "later" });
+        }
+    })
+    .await;
+    let services = format!(
+        "[[routes]]\npath = \"/\"\nservice = \"app\"\n[services.app]\nprotocol = \"h2c\"\nresponse_timeout = \"1s\"\n\
+         blue = [\"{endpoint}\"]\nhealth = {{ interval = \"1h\" }}\nretries = 0\n"
+    );
+    let teal = Builder::new(&services).workers(1).start().await;
+    let mut client = Client::connect(teal.address).await;
+    assert_eq!(client.get("/").await.text(), "first");
+    let later = async {
+        loop {
+            let answer = client.get("/").await;
+            if answer.text() == "later" {
+                return;
+            }
+            assert_eq!(answer.status, 504);
+        }
+    };
+    soon("another connection", later).await;
+}
+
+/// RFC 9113 §6.8: what the last stream of a GOAWAY covers may have been done.
+#[tokio::test]
+async fn what_may_have_been_done_before_a_goodbye_is_not_done_again() {
+    let done = Arc::new(AtomicUsize::new(0));
+    let serve = |done: Arc<AtomicUsize>| {
+        move |_, mut connection: Connection<TcpStream, Bytes>| {
+            let done = done.clone();
+            async move {
+                if let Some(Ok(_unanswered)) = connection.accept().await {
+                    done.fetch_add(1, Ordering::SeqCst);
+                    connection.abrupt_shutdown(Reason::NO_ERROR);
+                    let _ = futures_util::future::poll_fn(|cx| connection.poll_closed(cx)).await;
+                }
+            }
+        }
+    };
+    let (first, second) = (http2(100, serve(done.clone())).await, http2(100, serve(done.clone())).await);
+    let services = format!(
+        "[[routes]]\npath = \"/\"\nservice = \"app\"\n[services.app]\nprotocol = \"h2c\"\nretries = 3\n\
+         blue = [\"{first}\", \"{second}\"]\nhealth = {{ interval = \"1h\" }}\noutlier = {{ consecutive_errors = 0 }}\n"
+    );
+    let teal = Builder::new(&services).start().await;
+    for times in 1..=3 {
+        let mut client = Client::connect(teal.address).await;
+        let answer = client.ask("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n").await;
+        assert_eq!((answer.status, done.load(Ordering::SeqCst)), (502, times));
+    }
+}
+
+#[tokio::test]
+async fn interim_answers_of_an_endpoint_come_before_the_final_one_and_are_not_endless() {
+    let endpoint = http2(100, |_, mut connection| async move {
+        while let Some(Ok((request, mut respond))) = connection.accept().await {
+            let count = if request.uri().path() == "/endless" { 100 } else { 2 };
+            for number in 0..count {
+                let early = Response::builder().status(103).header("x-number", number).body(()).expect("a head");
+                respond.send_informational(early).expect("an open stream");
+            }
+            answer(respond, "final");
+        }
+    })
+    .await;
+    let teal = proxy_unprobed(endpoint).await;
+    let mut client = Client::connect(teal.address).await;
+    client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    for number in ["x-number: 0", "x-number: 1"] {
+        let head = soon("an early head", client.head()).await.expect("a head");
+        assert!(head.starts_with("HTTP/1.1 103 ") && head.contains(number), "{head}");
+    }
+    assert_eq!(soon("the answer", client.answer()).await.text(), "final");
+    let mut client = Client::connect(teal.address).await;
+    client.send("GET /endless HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    let (all, _) = soon("the end", client.rest()).await;
+    assert!(!String::from_utf8_lossy(&all).contains("final"), "{}", String::from_utf8_lossy(&all));
 }
 
 async fn proxy_unprobed(endpoint: SocketAddr) -> Teal {

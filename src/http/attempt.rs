@@ -73,6 +73,9 @@ pub(crate) async fn attempt(
         (result, progress)
     };
     judge(request, lease.endpoint(), &result.as_ref().map(|_| ()), progress.status);
+    if matches!(result, Err(Failure::AnswerTimeout)) {
+        origin.waited_in_vain();
+    }
     match &result {
         Ok(Done::Answered { origin_is_reusable: true, .. }) if !is_shared => {
             lease.endpoint().put_idle(client.worker.id, origin, Instant::now());
@@ -211,9 +214,10 @@ async fn connection(
             return Ok(stream);
         }
         let mut opener = origin::begin(stream).await?;
-        let stream = opener.open();
+        // One that takes no request at all is of no use to others either.
+        let stream = opener.open().ok_or_else(|| io::Error::other("the endpoint takes no request"))?;
         endpoint.put_shared(client.worker.id, opener);
-        stream.ok_or_else(|| io::Error::other("the endpoint takes no request"))
+        Ok(stream)
     };
     let result = match client.seat.guard(connecting).await {
         Ok(Ok(stream)) => Ok(stream),

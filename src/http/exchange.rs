@@ -15,7 +15,7 @@ use crate::http::event_stream::{EventStream, RETURN, between};
 use crate::http::forward::Facts;
 use crate::http::head::{AnswerHead, Framing, Scan, owned, parse_answer};
 use crate::http::headers::{Delivery, incoming};
-use crate::net::Stream;
+use crate::net::{Stream, Unsayable};
 use crate::roster::Interrupt;
 use crate::service::{Kind, Passage};
 use crate::stream::websocket;
@@ -132,6 +132,9 @@ impl<'a> Exchange<'a> {
         match result {
             Poll::Ready(Ok(())) => self.upload_is_over = true,
             Poll::Ready(Err(PumpError::Receiver(error))) => {
+                if let Some(what) = Unsayable::of(&error) {
+                    return Err(unsayable(what));
+                }
                 self.upload_is_over = true;
                 self.upload_broke = Some(error);
             }
@@ -387,6 +390,15 @@ impl<'a> Exchange<'a> {
 
     fn body_timeout(&self) -> Duration {
         self.client.listener.limits.body_timeout
+    }
+}
+
+fn unsayable(what: Unsayable) -> Failure {
+    match what {
+        Unsayable::Request => {
+            Failure::BadRequest("this service is spoken to in HTTP/2, which cannot express the request")
+        }
+        Unsayable::WebSocket => Failure::NoWebSocket,
     }
 }
 

@@ -77,6 +77,7 @@ impl Reply {
             Failure::Misdirected => Reply::new(421, "this connection's certificate is not for this host"),
             Failure::Forbidden => Reply::new(403, "not open to this address"),
             Failure::NoRoute => Reply::new(404, "no service for this host and path"),
+            Failure::NoWebSocket => Reply::new(501, "the service takes no WebSockets"),
             Failure::Connect(_) | Failure::Broken(_) => Reply::new(502, "the service cannot be reached"),
             Failure::BadAnswer(_) => Reply::new(502, "the service gave an invalid answer"),
             Failure::ConnectTimeout | Failure::AnswerTimeout | Failure::AnswerStalled => {

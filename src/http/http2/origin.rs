@@ -4,18 +4,23 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
-use h2::client::{Builder, ResponseFuture, SendRequest};
+use h2::client::{Builder, Connection, ResponseFuture, SendRequest};
 use h2::{Ping, Reason, RecvStream};
 use http::{Method, Response, StatusCode};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::oneshot;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_util::io::InspectReader;
 
 use crate::http::decoder::Decoder;
 use crate::http::http2::stream::{Reading, Sending, Text, broken};
 use crate::http::http2::text::{self, HeadText, OriginHead};
-use crate::net::{Multiplexed, Opener, Refused, Stream};
+use crate::net::{Multiplexed, Opener, Refused, Stream, Unsayable};
 
 /// Requests that share a connection; more of them get another one.
 const MOST_STREAMS: usize = 100;
@@ -28,6 +33,8 @@ const SEND_BUFFER: usize = 64 * 1024;
 const MAX_ANSWER_HEAD: u32 = 256 * 1024;
 /// Octets of a head of a request of ours.
 const MAX_HEAD: usize = 2 * 1024 * 1024;
+/// How long a connection that nobody uses any more may take to send what is left.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Begins to speak HTTP/2 on a connection. It is driven by a task of its own, which ends with its last request once the
 /// opener is gone.
@@ -43,18 +50,48 @@ pub(crate) async fn begin(stream: Stream) -> io::Result<Box<dyn Opener>> {
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buffer_size(SEND_BUFFER)
         .max_header_list_size(MAX_ANSWER_HEAD);
+    let heard = Arc::new(AtomicU64::new(0));
+    let counted = heard.clone();
+    let stream = InspectReader::new(stream, move |octets: &[u8]| {
+        counted.fetch_add(octets.len() as u64, Ordering::Relaxed);
+    });
     let (send, mut connection) = builder.handshake(stream).await.map_err(broken)?;
     let pings = connection.ping_pong();
-    let driver = tokio::spawn(async move {
-        if let Err(error) = connection.await {
-            tracing::debug!(%error, "HTTP/2 connection to an endpoint broke");
-        }
-    });
+    let (users, left) = oneshot::channel();
+    let line = Arc::new(Line { heard, is_silent: AtomicBool::new(false), _users: users });
+    let driver = tokio::spawn(drive(connection, left));
     // Its settings come before anything else that it says: how many requests it takes, and whether WebSockets.
     if let Some(mut pings) = pings {
         pings.ping(Ping::opaque()).await.map_err(broken)?;
     }
-    Ok(Box::new(Shared { send, alive: Arc::new(()), is_secure, driver }))
+    Ok(Box::new(Shared { send, line, is_secure, driver }))
+}
+
+/// Drives a connection to its end. Once nobody uses it, that is not waited for: an endpoint that reads nothing more would keep
+/// it for ever.
+async fn drive(connection: Connection<impl AsyncRead + AsyncWrite + Unpin>, left: oneshot::Receiver<()>) {
+    let given_up = async {
+        // Nothing is ever sent: an error is what is waited for.
+        let _ = left.await;
+        tokio::time::sleep(LAST_WORDS).await;
+    };
+    tokio::select! {
+        ended = connection => if let Err(error) = ended {
+            tracing::debug!(%error, "HTTP/2 connection to an endpoint broke");
+        },
+        () = given_up => tracing::debug!("HTTP/2 connection to an endpoint did not end by itself"),
+    }
+}
+
+/// What the requests on a connection have in common.
+#[derive(Debug)]
+struct Line {
+    /// Octets that have come in.
+    heard: Arc<AtomicU64>,
+    /// Nothing came for as long as a request may wait for its answer: others must not wait here, too.
+    is_silent: AtomicBool,
+    /// Tells the driver, by being dropped, that there is nobody left.
+    _users: oneshot::Sender<()>,
 }
 
 /// A connection that more requests may share.
@@ -62,7 +99,7 @@ pub(crate) async fn begin(stream: Stream) -> io::Result<Box<dyn Opener>> {
 struct Shared {
     send: SendRequest<Bytes>,
     /// Cloned by every request under way.
-    alive: Arc<()>,
+    line: Arc<Line>,
     is_secure: bool,
     driver: tokio::task::JoinHandle<()>,
 }
@@ -74,18 +111,24 @@ impl Opener for Shared {
             return None;
         }
         let request = Asking::Head { text: HeadText::default(), send: self.send.clone(), is_secure: self.is_secure };
-        let conversation =
-            Conversation { request, answer: Answering::Nothing, is_head: false, key: None, _alive: self.alive.clone() };
-        Some(Stream::Multiplexed(Box::new(conversation)))
+        Some(Stream::Multiplexed(Box::new(Conversation {
+            request,
+            answer: Answering::Nothing,
+            is_head: false,
+            key: None,
+            heard_before: 0,
+            line: self.line.clone(),
+        })))
     }
 
     fn in_use(&self) -> usize {
-        Arc::strong_count(&self.alive) - 1
+        Arc::strong_count(&self.line) - 1
     }
 
     fn is_over(&mut self) -> bool {
         let ready = self.send.poll_ready(&mut Context::from_waker(Waker::noop()));
-        self.driver.is_finished() || matches!(ready, Poll::Ready(Err(_)))
+        let is_silent = self.line.is_silent.load(Ordering::Relaxed);
+        is_silent || self.driver.is_finished() || matches!(ready, Poll::Ready(Err(_)))
     }
 }
 
@@ -98,7 +141,9 @@ struct Conversation {
     is_head: bool,
     /// Of a request for a WebSocket.
     key: Option<Vec<u8>>,
-    _alive: Arc<()>,
+    /// What had come in on the connection when the request went out.
+    heard_before: u64,
+    line: Arc<Line>,
 }
 
 #[derive(Debug)]
@@ -111,7 +156,9 @@ enum Asking {
 enum Answering {
     /// Nothing was asked yet.
     Nothing,
-    /// An interim answer may be waiting, if the client has asked for one.
+    /// The request could not be sent.
+    Broken,
+    /// Interim answers may be waiting.
     Head {
         response: ResponseFuture,
         interim: Bytes,
@@ -125,9 +172,9 @@ impl Conversation {
         let (count, head) = text.take(bytes, MAX_HEAD)?;
         let Some(head) = head else { return Ok(count) };
         let OriginHead { request, framing, expects_continue, key } =
-            text::origin_head(&head, *is_secure).ok_or(io::ErrorKind::InvalidData)?;
+            text::origin_head(&head, *is_secure).ok_or_else(|| io::Error::other(Unsayable::Request))?;
         if key.is_some() && !send.is_extended_connect_protocol_enabled() {
-            return Err(io::Error::new(io::ErrorKind::Unsupported, "the endpoint takes no WebSocket over HTTP/2"));
+            return Err(io::Error::other(Unsayable::WebSocket));
         }
         self.is_head = request.method() == Method::HEAD;
         let decoder = Decoder::new(framing);
@@ -139,6 +186,7 @@ impl Conversation {
             () => Sending::Body(send, decoder),
         });
         self.key = key;
+        self.heard_before = self.line.heard.load(Ordering::Relaxed);
         let interim =
             if expects_continue { Bytes::from_static(b"HTTP/1.1 100 Continue\r\n\r\n") } else { Bytes::new() };
         self.answer = Answering::Head { response, interim };
@@ -177,15 +225,19 @@ impl Multiplexed for Conversation {
         loop {
             match &mut self.answer {
                 Answering::Nothing => return Poll::Pending,
+                Answering::Broken => return Poll::Ready(Ok(0)),
                 Answering::Head { interim, .. } if !interim.is_empty() => {
                     let count = interim.len().min(buffer.len());
                     buffer[..count].copy_from_slice(&interim.split_to(count));
                     return Poll::Ready(Ok(count));
                 }
-                Answering::Head { response, .. } => {
-                    let response = ready!(Pin::new(response).poll(cx)).map_err(refused)?;
-                    self.begin_answer(response);
-                }
+                Answering::Head { response, interim } => match ready!(response.poll_informational(cx)) {
+                    Some(early) => *interim = text::interim_text(&early.map_err(refused)?.into_parts().0).into(),
+                    None => {
+                        let response = ready!(Pin::new(response).poll(cx)).map_err(refused)?;
+                        self.begin_answer(response);
+                    }
+                },
                 Answering::Body(text, body) => return text.poll_read(cx, body, buffer),
             }
         }
@@ -193,7 +245,13 @@ impl Multiplexed for Conversation {
 
     fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match &mut self.request {
-            Asking::Head { .. } => Poll::Ready(self.take_head(bytes)),
+            Asking::Head { .. } => {
+                let taken = self.take_head(bytes);
+                if taken.is_err() {
+                    self.answer = Answering::Broken;
+                }
+                Poll::Ready(taken)
+            }
             Asking::Sending(sending) => sending.poll_write(cx, bytes),
         }
     }
@@ -202,6 +260,12 @@ impl Multiplexed for Conversation {
         match &mut self.request {
             Asking::Head { .. } => Poll::Ready(Ok(())),
             Asking::Sending(sending) => Poll::Ready(sending.end()),
+        }
+    }
+
+    fn waited_in_vain(&mut self) {
+        if self.line.heard.load(Ordering::Relaxed) == self.heard_before {
+            self.line.is_silent.store(true, Ordering::Relaxed);
         }
     }
 }
@@ -213,5 +277,21 @@ impl Drop for Conversation {
         {
             send.send_reset(Reason::CANCEL);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_nobody_uses_ends_although_the_endpoint_reads_nothing() {
+        // Room for the preface, and not for the settings behind it.
+        let (stream, _endpoint) = tokio::io::duplex(32);
+        let (send, connection) = Builder::new().handshake::<_, Bytes>(stream).await.expect("room for the preface");
+        let (users, left) = oneshot::channel();
+        let driver = tokio::spawn(drive(connection, left));
+        drop((send, users));
+        tokio::time::timeout(LAST_WORDS * 2, driver).await.expect("it ends").expect("and does not panic");
     }
 }

@@ -232,6 +232,23 @@ pub(super) fn origin_head(text: &[u8], is_secure: bool) -> Option<OriginHead> {
     Some(OriginHead { request, framing, expects_continue, key })
 }
 
+/// The text of an interim answer.
+pub(super) fn interim_text(parts: &http::response::Parts) -> Vec<u8> {
+    let mut out = Vec::with_capacity(256);
+    push_status(&mut out, parts.status);
+    parts.headers.iter().for_each(|(name, value)| push_field(&mut out, name.as_str(), value.as_bytes()));
+    out.extend_from_slice(b"\r\n");
+    out
+}
+
+fn push_status(out: &mut Vec<u8>, status: StatusCode) {
+    out.extend_from_slice(b"HTTP/1.1 ");
+    out.extend_from_slice(status.as_str().as_bytes());
+    out.push(b' ');
+    out.extend_from_slice(status.canonical_reason().unwrap_or_default().as_bytes());
+    out.extend_from_slice(b"\r\n");
+}
+
 /// The text of an answer's head, and whether its body follows in chunks. `accept` turns it into that of a WebSocket.
 pub(super) fn answer_text(
     parts: &http::response::Parts,
@@ -241,11 +258,7 @@ pub(super) fn answer_text(
 ) -> (Vec<u8>, bool) {
     let mut out = Vec::with_capacity(512);
     let status = if accept.is_some() { StatusCode::SWITCHING_PROTOCOLS } else { parts.status };
-    out.extend_from_slice(b"HTTP/1.1 ");
-    out.extend_from_slice(status.as_str().as_bytes());
-    out.push(b' ');
-    out.extend_from_slice(status.canonical_reason().unwrap_or_default().as_bytes());
-    out.extend_from_slice(b"\r\n");
+    push_status(&mut out, status);
     parts.headers.iter().for_each(|(name, value)| push_field(&mut out, name.as_str(), value.as_bytes()));
     if let Some(accept) = accept {
         out.extend_from_slice(b"Connection: Upgrade\r\nUpgrade: websocket\r\n");
