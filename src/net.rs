@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsStream;
 
-pub use pipe::Pipe;
+pub use pipe::{MOST_PIPES, Pipe};
 
 /// Size of the scratch space in which bodies and tunnels are moved.
 const SCRATCH: usize = 512 * 1024;

@@ -5,6 +5,7 @@
 //! connections end when they are idle, what has not ended at the deadline is cut, and the admin API gives its last
 //! answers.
 
+mod descriptors;
 mod source;
 #[cfg(test)]
 mod spread;
@@ -30,6 +31,7 @@ use crate::health;
 use crate::http::{OverloadWatch, Worker};
 use crate::listener::{self, BindError, Limit, Listening, WorkerSocket};
 use crate::roster::Roster;
+use crate::run::descriptors::Needs;
 use crate::run::source::Source;
 use crate::run::stop::{Answering, stop_when_told};
 use crate::run::vital::{Vital, pass_on, with};
@@ -42,8 +44,6 @@ const SWEEP: Duration = Duration::from_secs(5);
 const CLOSED_WITHIN: Duration = Duration::from_secs(1);
 /// How long a switch that the config file asks for waits until its endpoints have been probed.
 const PROBED_WITHIN: Duration = Duration::from_secs(10);
-/// File descriptors for everything that is neither a connection nor a probe.
-const SPARE_DESCRIPTORS: u64 = 200;
 
 /// Why the proxy did not start.
 #[derive(Debug, thiserror::Error)]
@@ -191,14 +191,14 @@ impl Drop for Proxy {
 
 fn start(config: Config, source: Option<Source>) -> Result<Proxy, StartError> {
     let path = source.as_ref().map(|source| source.path().to_owned());
-    raise_descriptor_limit(descriptors(&config));
+    let connections = Needs::of(&config).provide();
     keep_secrets(&config, None);
     let store = Arc::new(Store::open(&config.state_dir)?);
     let rosters: Arc<[Arc<Roster>]> = (0..config.workers).map(|_| Roster::new()).collect();
     let access = AccessLog::open(&config.log.access).map_err(StartError::Access)?.map(Arc::new);
     let admin = config.admin.as_ref().map(Admin::bind).transpose()?;
     let admin_address = admin.as_ref().map(|admin| admin.address().clone());
-    let process_limit = Arc::new(Limit::new(config.connections));
+    let process_limit = Arc::new(Limit::new(connections));
     let wanted_listeners = config.listeners.clone();
     let (state, writer) = State::open(config, store, rosters.clone())?;
     let bound = bind_all(&wanted_listeners, &state, &process_limit, rosters.len())?;
@@ -408,17 +408,16 @@ impl Shared {
         let new: Vec<_> = config.listeners.iter().filter(is_new).cloned().collect();
         let bound = bind_all(&new, &self.state, &self.process_limit, self.rosters.len())
             .map_err(|error| self.problem(error.to_string()))?;
-        let (listeners, connections, needed) = (config.listeners.clone(), config.connections, descriptors(&config));
+        let (listeners, needs) = (config.listeners.clone(), Needs::of(&config));
         let wanted = match self.state.reload(config).await {
             Ok(Ok(wanted)) => wanted,
             Ok(Err(error)) => return Err(self.problem(error.to_string())),
             Err(busy) => return Err(self.problem(busy.to_string())),
         };
         keep_secrets(&self.state.load().config, Some(&before));
-        if needed != descriptors(&before) {
-            raise_descriptor_limit(needed);
+        if needs != Needs::of(&before) {
+            self.process_limit.resize(needs.provide());
         }
-        self.process_limit.resize(connections);
         let gone = self.change_listeners(&listeners);
         for (listening, sockets) in bound {
             self.serve(listening, sockets);
@@ -545,48 +544,5 @@ fn forbid_core_dumps() {
     let current = maximum.map_or(1, |maximum| maximum.min(1));
     if let Err(error) = setrlimit(Resource::Core, Rlimit { current: Some(current), maximum }) {
         tracing::warn!(%error, "a crash may write private keys to a core dump");
-    }
-}
-
-/// Two descriptors for each connection, the client's and the origin's, and one for the probe of each endpoint.
-fn descriptors(config: &Config) -> u64 {
-    let pools = config.services.values().flat_map(|service| [&service.pools.blue, &service.pools.green]);
-    let endpoints: usize = pools.map(Vec::len).sum();
-    config.connections as u64 * 2 + endpoints as u64 + SPARE_DESCRIPTORS
-}
-
-fn raise_descriptor_limit(needed: u64) {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    if current.is_none_or(|current| current >= needed) {
-        return;
-    }
-    let raised = maximum.map_or(needed, |maximum| maximum.min(needed));
-    let result = setrlimit(Resource::Nofile, Rlimit { current: Some(raised), maximum });
-    if result.is_err() || raised < needed {
-        tracing::warn!(
-            needed,
-            available = raised,
-            "too few file descriptors for limits.connections: raise the limit (LimitNOFILE, ulimit -n) or lower the key"
-        );
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn each_connection_has_two_descriptors_and_each_endpoint_of_both_colors_one() {
-        let needed = |connections: usize, pools: &str| {
-            let text = format!(
-                "limits.connections = {connections}\n[[listeners]]\nlisten = \"127.0.0.1:0\"\n[services.a]\n{pools}"
-            );
-            descriptors(&config::parse(&text, Path::new("test.toml")).expect("a valid config"))
-        };
-        let few = needed(100, "blue = [\"127.0.0.1:1\"]");
-        assert_eq!(needed(110, "blue = [\"127.0.0.1:1\"]"), few + 20);
-        let more = "blue = [\"127.0.0.1:1\", \"127.0.0.1:2\"]\ngreen = [\"127.0.0.1:3\", \"[::1]:1\"]";
-        assert_eq!(needed(100, more), few + 3);
     }
 }

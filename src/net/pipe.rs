@@ -14,7 +14,7 @@ use crate::net::{Direction, Stream};
 /// What a pipe may hold, and so what a slow receiver makes the kernel keep. An unprivileged user has 64 MiB for all pipes.
 const SIZE: usize = 512 * 1024;
 /// Pipes of one worker, in use or not.
-const MOST: usize = 16;
+pub const MOST_PIPES: usize = 16;
 
 thread_local! {
     static FREE: RefCell<Vec<Ends>> = const { RefCell::new(Vec::new()) };
@@ -38,7 +38,7 @@ impl Pipe {
     /// `None` when all are in use or the system has none.
     pub fn take() -> Option<Pipe> {
         let free = FREE.with_borrow_mut(Vec::pop);
-        let ends = free.or_else(|| if MADE.get() < MOST { make() } else { None })?;
+        let ends = free.or_else(|| if MADE.get() < MOST_PIPES { make() } else { None })?;
         Some(Pipe { ends: Some(ends), filled: 0 })
     }
 
