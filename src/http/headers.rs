@@ -100,7 +100,9 @@ fn node(element: &[u8]) -> &[u8] {
 fn parse_hop(hop: &[u8]) -> Option<IpAddr> {
     let text = std::str::from_utf8(hop).ok()?;
     let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
-    bare.parse().ok().or_else(|| text.parse::<SocketAddr>().ok().map(|address| address.ip()))
+    let address: Option<IpAddr> = bare.parse().ok();
+    // Who listens on both families at once writes "::ffff:192.0.2.1", which is the same client.
+    address.or_else(|| text.parse::<SocketAddr>().ok().map(|address| address.ip())).map(|ip| ip.to_canonical())
 }
 
 /// The request's own id if it may be believed, else a new one.
@@ -390,6 +392,8 @@ mod tests {
             ("10.0.0.1", "10.0.0.3, 10.0.0.2", "10.0.0.3"),
             ("10.0.0.1", "1.1.1.1, garbage, 10.0.0.2", "10.0.0.2"),
             ("10.0.0.1", "1.1.1.1:55555", "1.1.1.1"),
+            ("10.0.0.1", "1.1.1.1, ::ffff:10.0.0.2", "1.1.1.1"),
+            ("10.0.0.1", "[::ffff:1.1.1.1]:55555", "1.1.1.1"),
             ("::1", "2001:db8::1", "2001:db8::1"),
             ("::1", "[2001:db8::1]:55555", "2001:db8::1"),
             ("::1", "[2001:db8::1]", "2001:db8::1"),
