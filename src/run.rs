@@ -531,7 +531,7 @@ fn keep_secrets(config: &Config, before: Option<&Config>) {
     for warning in config.warnings(now).difference(&known) {
         tracing::warn!("{warning}");
     }
-    if config.listeners.iter().any(|listener| listener.tls.is_some()) {
+    if config.has_keys() {
         forbid_core_dumps();
     }
 }

@@ -22,7 +22,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -149,12 +149,16 @@ impl Config {
         let mut warnings = BTreeSet::new();
         for certificate in tls.flat_map(|tls| &tls.certificates) {
             if certificate.is_exposed {
-                let key = certificate.key.display();
-                warnings.insert(format!("{key} is a private key that everybody on this machine may read: chmod o= it"));
+                warnings.insert(exposed(&certificate.key));
             }
             warnings.extend(certificate.warning(now));
         }
         for service in self.services.values() {
+            if let Some(tls) = &service.upstream_tls
+                && let Some((_, key)) = tls.identity.as_ref().filter(|_| tls.is_exposed)
+            {
+                warnings.insert(exposed(key));
+            }
             if service.upstream_tls.as_ref().is_some_and(|tls| !tls.is_verified) {
                 let name = &service.name;
                 warnings
@@ -163,6 +167,16 @@ impl Config {
         }
         warnings
     }
+
+    /// Whether there are private keys in the memory of a process that has it.
+    pub fn has_keys(&self) -> bool {
+        let of_ours = |service: &Arc<Service>| service.upstream_tls.as_ref().is_some_and(|tls| tls.identity.is_some());
+        self.listeners.iter().any(|listener| listener.tls.is_some()) || self.services.values().any(of_ours)
+    }
+}
+
+fn exposed(key: &Path) -> String {
+    format!("{} is a private key that everybody on this machine may read: chmod o= it", key.display())
 }
 
 /// The admin API.

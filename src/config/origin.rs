@@ -44,7 +44,9 @@ pub struct UpstreamTls {
     /// Without verification anybody may pass for an endpoint.
     pub is_verified: bool,
     /// Of our own certificate and its key.
-    identity: Option<(PathBuf, PathBuf)>,
+    pub identity: Option<(PathBuf, PathBuf)>,
+    /// Whether others than the owner and the group may read our key.
+    pub is_exposed: bool,
     /// What the files held.
     roots: Vec<CertificateDer<'static>>,
     chain: Vec<CertificateDer<'static>>,
@@ -102,19 +104,20 @@ pub(crate) fn upstream_tls(table: &mut Table<'_>, protocol: Protocol) -> Option<
         return None;
     }
     let identity = cert.zip(key);
-    let own = match &identity {
-        None => None,
+    let (own, is_exposed) = match &identity {
+        None => (None, false),
         Some((cert, key)) => {
             let chain = read_chain(cert).map_err(|why| table.conflict("cert", || why)).ok()?;
-            let (key, _) = read_key(key).map_err(|why| table.conflict("key", || why)).ok()?;
-            Some((chain, key))
+            let (key, is_exposed) = read_key(key).map_err(|why| table.conflict("key", || why)).ok()?;
+            (Some((chain, key)), is_exposed)
         }
     };
     let chain = own.as_ref().map(|(chain, _)| chain.clone()).unwrap_or_default();
     let is_http2 = protocol.is_http2();
     let client = client(&roots, own, is_verified, is_http2);
     let client = client.map_err(|error| table.conflict("ca", || format!("cannot be used: {error}"))).ok()?;
-    Some(UpstreamTls { ca, server_name, is_verified, identity, roots, chain, is_http2, client: Arc::new(client) })
+    let client = Arc::new(client);
+    Some(UpstreamTls { ca, server_name, is_verified, identity, is_exposed, roots, chain, is_http2, client })
 }
 
 fn server_name(value: &DeValue<'_>) -> Result<ServerName<'static>, Expected> {

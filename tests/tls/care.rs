@@ -79,17 +79,24 @@ async fn a_certificate_that_needs_attention_is_shown() {
 async fn a_key_that_everybody_may_read_is_named_by_check() {
     let (dir, authority) = (scratch(), Authority::new());
     let pair = authority.issue(&["a.test"]).write(dir.path(), "a");
-    let path = Builder::new("[services.a]\nblue = []\n")
+    let ours = authority.issue(&["teal"]).write(dir.path(), "ours");
+    let ours = ours.replace("{ ", "{ insecure = true, ");
+    let path = Builder::new(&format!("[services.a]\nblue = []\nupstream_tls = {ours}\n"))
         .listener(&format!("tls = {{ certificates = [{pair}] }}\n"))
         .write(dir.path());
     for (mode, is_named) in [(0o600, false), (0o640, false), (0o644, true), (0o666, true)] {
-        fs::set_permissions(dir.path().join("a.key"), Permissions::from_mode(mode)).expect("it is ours");
+        for key in ["a.key", "ours.key"] {
+            fs::set_permissions(dir.path().join(key), Permissions::from_mode(mode)).expect("it is ours");
+        }
         for json in [&[][..], &["--json"]] {
             let mut check = Command::new(env!("CARGO_BIN_EXE_teal"));
             let output = check.args(["check", "--config"]).arg(&path).args(json).output().await.expect("it runs");
             assert_eq!(output.status.code(), Some(0), "a warning is no error");
             let said = String::from_utf8(output.stdout).expect("a text");
-            assert_eq!(said.contains("a.key is a private key that everybody"), is_named, "{mode:o}: {said}");
+            for key in ["/a.key", "/ours.key"] {
+                let warning = format!("{key} is a private key that everybody");
+                assert_eq!(said.contains(&warning), is_named, "{mode:o}: {said}");
+            }
         }
     }
 }
@@ -173,11 +180,16 @@ async fn refused(teal: &Binary, message: &str) -> bool {
 async fn a_crash_writes_no_keys_down() {
     let (dir, authority) = (scratch(), Authority::new());
     let pair = authority.issue(&["a.test"]).write(dir.path(), "a");
-    let plain = Builder::new("[services.a]\nblue = []\n");
-    let config = plain.listener(&format!("tls = {{ certificates = [{pair}] }}\n")).write(dir.path());
-    let teal = Binary::start(teal_run(&config)).await;
-    let limits = fs::read_to_string(Path::new("/proc").join(teal.pid().to_string()).join("limits")).expect("it runs");
-    let core = limits.lines().find(|line| line.starts_with("Max core file size")).expect("the limit of core dumps");
-    let soft = core.split_whitespace().nth(4).and_then(|soft| soft.parse::<u64>().ok());
-    assert!(soft.is_some_and(|soft| soft <= 1), "{core}");
+    let plain = || Builder::new("[services.a]\nblue = []\n");
+    let ours = format!("upstream_tls = {}", pair.replace("{ ", "{ insecure = true, "));
+    let for_clients = plain().listener(&format!("tls = {{ certificates = [{pair}] }}\n"));
+    for config in [for_clients, plain().service(&ours)] {
+        let state = scratch();
+        let teal = Binary::start(teal_run(&config.write(state.path()))).await;
+        let limits = Path::new("/proc").join(teal.pid().to_string()).join("limits");
+        let limits = fs::read_to_string(limits).expect("it runs");
+        let core = limits.lines().find(|line| line.starts_with("Max core file size")).expect("the limit of core dumps");
+        let soft = core.split_whitespace().nth(4).and_then(|soft| soft.parse::<u64>().ok());
+        assert!(soft.is_some_and(|soft| soft <= 1), "{core}");
+    }
 }
