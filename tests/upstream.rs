@@ -85,6 +85,23 @@ async fn an_endpoint_must_be_who_the_configuration_says() {
     }
 }
 
+#[test]
+fn each_authority_of_endpoints_must_be_one() {
+    let dir = scratch();
+    let garbage = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+    let problems = |pem: &str| {
+        let text = format!(
+            "[[listeners]]\nlisten = \"127.0.0.1:0\"\n[services.a]\nblue = [\"127.0.0.1:1\"]\n\
+             upstream_tls = {{ ca = {} }}\n",
+            file(dir.path(), "ca.pem", pem)
+        );
+        config::parse(&text, std::path::Path::new("t.toml")).err().map(|problems| problems.to_string())
+    };
+    let good = Authority::new().pem();
+    assert_eq!(problems(&good), None);
+    assert!(problems(&(good + garbage)).is_some_and(|problems| problems.contains("ca.pem")));
+}
+
 #[tokio::test]
 async fn an_endpoint_may_ask_who_we_are() {
     let authority = Authority::new();

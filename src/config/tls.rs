@@ -157,7 +157,7 @@ pub(crate) fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, St
 }
 
 /// As [`read_chain`], each of them fit to sign others.
-fn read_authorities(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+pub(crate) fn read_authorities(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let authorities = read_chain(path)?;
     let mut roots = RootCertStore::empty();
     let added = authorities.iter().try_for_each(|authority| roots.add(authority.clone()));
