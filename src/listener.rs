@@ -31,7 +31,7 @@ use crate::http::{self, Worker};
 use crate::listener::arrival::{Arrival, Permit};
 use crate::listener::deal::{Hand, hands};
 use crate::metrics::ListenerStats;
-use crate::net::Stream;
+use crate::net::{Stream, keep_alive};
 use crate::occupant;
 use crate::quota::RateLimit;
 use crate::tls::{Terminator, TlsError};
@@ -432,6 +432,7 @@ fn tcp_socket(address: SocketAddr, is_shared: bool) -> io::Result<Socket> {
     socket.set_reuse_port(is_shared)?;
     // Inherited by what is accepted: answers go out as they come in.
     socket.set_tcp_nodelay(true)?;
+    keep_alive(&socket)?;
     socket.set_nonblocking(true)?;
     socket.bind(&SockAddr::from(address))?;
     Ok(socket)
@@ -452,4 +453,22 @@ fn why(address: &Address, reason: io::Error) -> BindError {
         return BindError::Io { address: address.clone(), reason };
     }
     BindError::InUse { address: address.clone(), owner: occupant::occupant(address) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_vanishes_without_a_word_is_noticed_by_the_system() {
+        let (address, sockets) = bind_tcp(([127, 0, 0, 1], 0).into(), 1).expect("a port");
+        let _client = std::net::TcpStream::connect(address).expect("it listens");
+        let accepted = loop {
+            match sockets[0].accept() {
+                Ok((accepted, _)) => break accepted,
+                Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
+            }
+        };
+        assert!(socket2::SockRef::from(&accepted).keepalive().expect("a socket"));
+    }
 }

@@ -30,6 +30,19 @@ pub fn with_scratch<T>(use_it: impl FnOnce(&mut [u8]) -> T) -> T {
     SPACE.with_borrow_mut(|space| use_it(space))
 }
 
+/// When the system asks whether the other side of a silent connection is still there, and how often it asks again: a client
+/// that has vanished without a word, or an origin's machine, would hold a WebSocket open for ever.
+const SILENCE: Duration = Duration::from_secs(60);
+const ASKED_AGAIN: Duration = Duration::from_secs(15);
+
+/// Makes a TCP connection end some minutes after the other side has vanished; of a listening socket, all that it accepts.
+///
+/// # Errors
+/// What the operating system says.
+pub fn keep_alive<'s>(socket: impl Into<socket2::SockRef<'s>>) -> io::Result<()> {
+    socket.into().set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(SILENCE).with_interval(ASKED_AGAIN))
+}
+
 /// A connected socket, or TLS over one.
 #[derive(Debug)]
 pub enum Stream {

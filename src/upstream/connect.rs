@@ -7,7 +7,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 
 use crate::config::Address;
-use crate::net::Stream;
+use crate::net::{Stream, keep_alive};
 use crate::upstream::Endpoint;
 
 /// Whether a connection failed for want of something of ours: this process is short of file descriptors, memory or ports. It
@@ -26,6 +26,7 @@ pub async fn connect(endpoint: &Endpoint, address: &Address) -> io::Result<Strea
         Address::Tcp(address) => {
             let stream = TcpStream::connect(address).await?;
             stream.set_nodelay(true)?;
+            keep_alive(&stream)?;
             Stream::Tcp(stream)
         }
         Address::Unix(path) => Stream::Unix(UnixStream::connect(path).await?),
