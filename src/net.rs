@@ -133,6 +133,11 @@ impl Stream {
         matches!(self, Stream::Tcp(_) | Stream::Unix(_))
     }
 
+    /// Whether it is one of many on its connection, and so speaks HTTP/2.
+    pub fn is_multiplexed(&self) -> bool {
+        matches!(self, Stream::Multiplexed(_))
+    }
+
     /// Hands the stream over; what stays has ended.
     pub fn take(&mut self) -> Stream {
         std::mem::replace(self, Stream::Multiplexed(Box::new(Gone)))

@@ -223,11 +223,17 @@ impl<'a> Exchange<'a> {
         match head.status {
             101 => self.upgrade(head),
             100..=199 => self.interim(head),
+            200..=299 if self.would_accept() => Err(Failure::BadAnswer("success, but not the WebSocket's")),
             _ => {
                 self.begin_download(head);
                 Ok(Head::Final)
             }
         }
+    }
+
+    /// Over HTTP/2 every success accepts a WebSocket (RFC 8441 §5): what an origin means otherwise cannot go on.
+    fn would_accept(&self) -> bool {
+        self.facts.websocket_key.is_some() && self.client.stream.is_multiplexed()
     }
 
     fn upgrade(&mut self, head: &AnswerHead<'_>) -> Result<Head, Failure> {

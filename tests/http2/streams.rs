@@ -4,6 +4,7 @@ use bytes::Bytes;
 use h2::ext::Protocol;
 use h2::{RecvStream, SendStream};
 use http::Request;
+use tokio::io::AsyncWriteExt;
 
 use crate::good::{self, Good};
 use crate::support::client::Client;
@@ -103,6 +104,16 @@ async fn a_websocket_carries_frames_both_ways_and_ends_on_either_side() {
     assert_eq!(ends.hear().await, Frame::text("last words"));
     drop(ends.origin);
     assert!(good::piece(&mut ends.recv).await.is_none());
+    // The other way round.
+    let mut ends = Ends::open(&mut colors).await;
+    ends.origin.stream.shutdown().await.expect("an open connection");
+    assert!(good::piece(&mut ends.recv).await.is_none());
+    for text in ["last words", &"x".repeat(40_000)] {
+        ends.say(&Frame::text(text));
+        ends.origin.expect(Frame::text(text).by_client()).await;
+    }
+    ends.send.send_data(Bytes::new(), true).expect("an open stream");
+    assert_eq!(ends.origin.rest().await, (Vec::new(), true));
     // The origin ends it.
     let mut ends = Ends::open(&mut colors).await;
     ends.origin.send(Frame::close(1000, "").by_server()).await;
@@ -145,8 +156,11 @@ async fn a_refused_websocket_passes_the_answer_on() {
     let mut colors = Colors::new("").await;
     for (answer, status, body) in [
         ("HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno", 403, "no"),
-        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nyes\r\n0\r\n\r\n", 200, "yes"),
+        ("HTTP/1.1 404 Not Found\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nyes\r\n0\r\n\r\n", 404, "yes"),
         ("HTTP/1.1 302 Found\r\nLocation: /login\r\nContent-Length: 0\r\n\r\n", 302, ""),
+        // To the client that would be a WebSocket (RFC 8441 §5).
+        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nyes\r\n0\r\n\r\n", 502, "502 "),
+        ("HTTP/1.1 204 No Content\r\n\r\n", 502, "502 "),
         // Not what was asked for.
         (
             "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: x\r\n\r\n",
