@@ -329,8 +329,7 @@ async fn what_becomes_a_stream_after_the_switch_is_cut_as_a_stream() {
     let record = teal.switch("app", Color::Green).await.expect("a switch");
     assert_eq!(report(&record).http.open, 2);
     events.send("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n").await;
-    chat.send("HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n").await;
-    chat.send("Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n").await;
+    chat.send(chat.accepted()).await;
     assert!(soon("the head", sse.head()).await.is_some() && soon("the head", websocket.head()).await.is_some());
     soon("the drain", record.drain().unwrap().over()).await;
     let cut = KindReport { open: 0, at_switch: 1, finished: 0, kept: 0, cut: 1 };
@@ -399,12 +398,7 @@ async fn a_side_that_never_reads_is_cut_at_the_deadline() {
     let floods = [
         ("GET", "", "HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n"),
         ("GET", "", "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"),
-        (
-            "GET",
-            upgrade,
-            "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\
-             Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n",
-        ),
+        ("GET", upgrade, ""),
     ];
     let mut clients = Vec::new();
     let mut flooding = JoinSet::new();
@@ -412,7 +406,7 @@ async fn a_side_that_never_reads_is_cut_at_the_deadline() {
         let mut client = Client::connect(teal.address).await;
         client.send(format!("{method} / HTTP/1.1\r\nHost: test\r\n{fields}\r\n")).await;
         let mut call = calls.next().await;
-        call.send(answer).await;
+        call.send(if fields == upgrade { call.accepted() } else { answer.to_owned() }).await;
         assert!(soon("the head", client.head()).await.is_some());
         clients.push(client);
         flooding.spawn(flood(call.wire));

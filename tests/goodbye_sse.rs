@@ -19,7 +19,7 @@ use tokio::time::{Instant, timeout};
 use support::by_hand::{Call, by_hand};
 use support::client::{Answer, Client};
 use support::frames::{Colors, REQUEST};
-use support::origin::{ok, read_chunked};
+use support::origin::{accepted, ok, read_chunked};
 use support::proxy::{Builder, Teal};
 use support::{eventually, soon};
 
@@ -358,7 +358,7 @@ impl Shield {
     }
 
     /// The endpoint starts; the request reaches it.
-    async fn starts(self, mut client: Client, head: &str) {
+    async fn starts(self, mut client: Client, answer: fn(&str) -> String) {
         self.socket.listen(16).expect("a bound socket");
         self.socket.set_nonblocking(true).expect("a socket");
         let listener = TcpListener::from_std(self.socket.into()).expect("a runtime");
@@ -367,15 +367,16 @@ impl Shield {
                 let (stream, _) = listener.accept().await.expect("a connection");
                 let mut wire = Client::on(stream);
                 // A probe says nothing.
-                if wire.head().await.is_some() {
-                    wire.send(head).await;
-                    return wire;
+                if let Some(head) = wire.head().await {
+                    let answer = answer(&head);
+                    wire.send(&answer).await;
+                    return (wire, answer);
                 }
             }
         };
-        let _wire = soon("the request", serve).await;
+        let (_wire, answer) = soon("the request", serve).await;
         let seen = client.head().await.expect("a head");
-        assert_eq!(seen.lines().next(), head.lines().next());
+        assert_eq!(seen.lines().next(), answer.lines().next());
     }
 }
 
@@ -413,15 +414,15 @@ async fn who_asks_for_a_stream_while_connections_are_refused_is_told_to_come_bac
 async fn an_endpoint_that_starts_in_time_is_waited_for() {
     let slow = "health = { interval = \"100ms\" }\nqueue_timeout = \"15s\"";
     let trusted = "health = { interval = \"1h\" }\nqueue_timeout = \"15s\"";
-    for (request, head) in [(GET, CHUNKED), (REQUEST, support::frames::ACCEPTED)] {
+    for (request, answer) in [(GET, (|_| CHUNKED.to_owned()) as fn(&str) -> String), (REQUEST, accepted)] {
         let mut unhealthy = Shield::new(slow).await;
         let client = unhealthy.ask(request).await;
-        unhealthy.starts(client, head).await;
+        unhealthy.starts(client, answer).await;
 
         let mut refusing = Shield::new(trusted).await.trusting();
         let client = refusing.ask(request).await;
         eventually("some were refused", || refusing.refusals() > 2).await;
-        refusing.starts(client, head).await;
+        refusing.starts(client, answer).await;
     }
 }
 

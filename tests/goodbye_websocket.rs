@@ -13,6 +13,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, timeout};
 
 use support::frames::{self, BINARY, CONTINUE, Colors, Ends, Frame, PING, PONG, TEXT, account};
+use support::over::{self, Over};
 use support::{body, eventually, soon};
 
 /// Goodbyes at once, and a deadline that no test reaches.
@@ -424,9 +425,12 @@ async fn an_origin_that_just_leaves_is_stood_in_for_unless_its_frame_is_torn() {
     };
     let torn = async {
         assert_eq!(frames::read(&mut torn.origin).await.closes(), Some((1001, String::new())));
-        torn.origin.send(&Frame::text("last").by_server()[..3]).await;
+        let half = &Frame::text("last").by_server()[..3];
+        torn.origin.send(half).await;
         torn.origin.stream.shutdown().await.expect("an open connection");
-        assert_eq!(torn.client.rest().await.0, Frame::text("last").by_server()[..3]);
+        let seen = torn.client.rest().await.0;
+        // A reset of a stream of HTTP/2 overtakes what is still on its way there.
+        assert!(seen == half || over::asked_for() == Over::Http2 && half.starts_with(&seen), "{seen:?}");
     };
     tokio::join!(whole, torn);
     assert_eq!(account(&record).await, KindReport { at_switch: 2, finished: 1, cut: 1, ..KindReport::default() });

@@ -50,6 +50,11 @@ impl Call {
         super::origin::only_field(&self.head, name)
     }
 
+    /// The answer that accepts the WebSocket that it asks for.
+    pub fn accepted(&self) -> String {
+        super::origin::accepted(&self.head)
+    }
+
     pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {
         self.wire.send(bytes).await;
     }

@@ -12,12 +12,11 @@ use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 
 use super::client::Client;
-use super::origin::{Origin, ok, read_head};
+use super::origin::{Origin, accepted, ok, read_head};
 use super::{eventually, soon};
 
-/// The key and the answer to it of RFC 6455 §1.3.
+/// The key of RFC 6455 §1.3.
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
-const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 const EVENTS: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
 
 /// Two origins, one for each color, and the exchanges that they hold open. They answer every other path at once, with
@@ -121,7 +120,7 @@ async fn perform(mut stream: TcpStream, color: &'static str, held: Held) {
         let (before, after) = match name.split('-').next() {
             Some("http") => (String::new(), ok(color)),
             Some("sse") => (format!("{EVENTS}{}", chunk(color)), format!("{}0\r\n\r\n", chunk(", bye")).into_bytes()),
-            Some("websocket") => (format!("{}{color}", switching()), b", bye".to_vec()),
+            Some("websocket") => (format!("{}{color}", accepted(&head)), b", bye".to_vec()),
             _ => {
                 let _ = stream.write_all(&ok(color)).await;
                 continue;
@@ -152,10 +151,4 @@ async fn wait(stream: &mut TcpStream, mut released: oneshot::Receiver<()>) -> bo
 
 fn chunk(text: &str) -> String {
     format!("{:x}\r\n{text}\r\n", text.len())
-}
-
-fn switching() -> String {
-    format!(
-        "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: {ACCEPT}\r\n\r\n"
-    )
 }

@@ -27,8 +27,6 @@ const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
 /// The example of RFC 6455 §1.3.
 pub const REQUEST: &str = "GET /chat HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
                            Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
-pub const ACCEPTED: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-                            Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
 
 /// One frame, its payload without the mask.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -167,7 +165,7 @@ impl Colors {
         let mut client = Client::connect(self.teal.address).await;
         client.send(REQUEST).await;
         let mut call = self.blue.next().await;
-        call.send(ACCEPTED).await;
+        call.send(call.accepted()).await;
         assert!(client.head().await.expect("a head").starts_with("HTTP/1.1 101 "));
         Ends { client, origin: call.wire }
     }

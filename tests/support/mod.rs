@@ -4,12 +4,14 @@
 
 pub mod binary;
 pub mod body;
+pub mod bridge;
 pub mod by_hand;
 pub mod checker;
 pub mod client;
 pub mod exchange;
 pub mod frames;
 pub mod origin;
+pub mod over;
 pub mod proxy;
 pub mod streams;
 pub mod tight;

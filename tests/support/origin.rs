@@ -9,6 +9,7 @@ use socket2::{Domain, Socket, Type};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 /// An origin that runs until it is dropped.
 pub struct Origin {
@@ -142,6 +143,15 @@ pub fn only_field<'a>(head: &'a str, name: &str) -> Option<&'a str> {
 /// A whole answer with a length.
 pub fn ok(body: &str) -> Vec<u8> {
     format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len()).into_bytes()
+}
+
+/// Accepts the WebSocket that the request with this head asks for.
+pub fn accepted(head: &str) -> String {
+    let accept = derive_accept_key(only_field(head, "sec-websocket-key").unwrap_or_default().as_bytes());
+    format!(
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+         Sec-WebSocket-Accept: {accept}\r\n\r\n"
+    )
 }
 
 /// Reads one request; what follows it stays in `buffer`. `None` at the end of the connection.

@@ -12,8 +12,8 @@ use teal::upstream::Health;
 use tempfile::TempDir;
 
 use super::origin::Origin;
-use super::tls::{self, Forwarder};
-use super::{eventually, scratch};
+use super::over::{self, Front, Over};
+use super::{eventually, scratch, tls};
 
 /// What a test configures; starts a [`Teal`].
 pub struct Builder {
@@ -26,14 +26,15 @@ pub struct Builder {
 /// A running proxy and its state directory.
 pub struct Teal {
     proxy: Option<Proxy>,
-    /// Where clients connect in plain text: in a run over TLS that is a forwarder, else the listener itself.
+    /// Where clients connect and speak HTTP/1.1 in plain text: in a run over something else that is what translates, else
+    /// the listener itself.
     pub address: SocketAddr,
     pub listener: SocketAddr,
     /// What an origin is told that clients speak.
     pub proto: &'static str,
     pub admin: SocketAddr,
     dir: TempDir,
-    _forwarder: Option<Forwarder>,
+    _front: Option<Front>,
 }
 
 impl Builder {
@@ -79,7 +80,7 @@ impl Builder {
     pub fn toml(&self, state_dir: &Path) -> String {
         // What sends clients from plain text to TLS is promised of plain text.
         let is_of_plain_text = ["tls =", "redirect_to_https ="].iter().any(|key| self.listener.contains(key));
-        let tls = if tls::is_asked_for() && !is_of_plain_text { tls::sample_keys() } else { String::new() };
+        let tls = if over::asked_for() == Over::Tls && !is_of_plain_text { tls::sample_keys() } else { String::new() };
         format!(
             "state_dir = {state_dir:?}\nworkers = {}\n{}\n[admin]\nlisten = \"127.0.0.1:0\"\n\
              [[listeners]]\nlisten = \"127.0.0.1:0\"\n{tls}{}\n{}\n",
@@ -130,11 +131,13 @@ impl Teal {
             panic!("a TCP listener and a TCP admin API")
         };
         let (listener, admin) = (*address, *admin);
-        let tls = proxy.state().load().config.listeners[0].tls.clone();
-        let proto = if tls.is_some() { "https" } else { "http" };
-        let forwarder = tls.filter(|tls| tls::is_sample(tls)).map(|tls| Forwarder::start(listener, &tls));
-        let address = forwarder.as_ref().map_or(listener, |forwarder| forwarder.address);
-        Teal { address, listener, proto, admin, proxy: Some(proxy), dir, _forwarder: forwarder }
+        let snapshot = proxy.state().load();
+        let config = &snapshot.config.listeners[0];
+        let proto = if config.tls.is_some() { "https" } else { "http" };
+        let front = Front::of(config, listener);
+        let address = front.as_ref().map_or(listener, Front::address);
+        drop(snapshot);
+        Teal { address, listener, proto, admin, proxy: Some(proxy), dir, _front: front }
     }
 
     pub fn proxy(&self) -> &Proxy {

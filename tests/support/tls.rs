@@ -3,7 +3,7 @@
 use std::fs;
 use std::net::{SocketAddr, TcpListener as StdTcpListener};
 use std::path::Path;
-use std::sync::{Arc, Once, OnceLock};
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use rcgen::{
@@ -20,27 +20,19 @@ use socket2::SockRef;
 use teal::config::Tls;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, split};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::runtime::{Builder as RuntimeBuilder, Runtime};
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::client::Client;
+use super::over::runtime;
 
 pub const ECDSA: &SignatureAlgorithm = &PKCS_ECDSA_P256_SHA256;
 pub const RSA: &SignatureAlgorithm = &PKCS_RSA_SHA256;
 pub const BOTH_VERSIONS: &[&SupportedProtocolVersion] = &[&version::TLS13, &version::TLS12];
 
-/// The environment variable by which tests of plain text are run in another way, and its value for TLS.
-const OVER: &str = "TEAL_TEST_OVER";
-const TLS: &str = "tls";
 /// A certificate for `test` with its authority and its key, for runs over TLS.
 const SAMPLE: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/over-tls.pem");
-
-/// Whether the listeners of this run's proxies speak TLS, with a [`Forwarder`] in front of each.
-pub fn is_asked_for() -> bool {
-    std::env::var(OVER).is_ok_and(|over| over == TLS)
-}
 
 /// Who signs the certificates of a test.
 pub struct Authority(CertifiedIssuer<'static, KeyPair>);
@@ -239,13 +231,6 @@ impl Drop for Forwarder {
     }
 }
 
-/// A thread of its own, so that a test that blocks its runtime is not in its own way.
-fn runtime() -> &'static Runtime {
-    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
-    RUNTIME
-        .get_or_init(|| RuntimeBuilder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime"))
-}
-
 async fn forward(mut plain: TcpStream, to: SocketAddr, config: Arc<ClientConfig>) {
     let _ = plain.set_nodelay(true);
     let Ok(Client { stream: mut secured, .. }) = connect(to, "test", &config).await else {
@@ -266,6 +251,6 @@ async fn pass(from: &mut (impl AsyncRead + Unpin), to: &mut (impl AsyncWrite + U
 }
 
 /// Makes the coming close a reset.
-fn reset(stream: &TcpStream) {
+pub fn reset(stream: &TcpStream) {
     let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }
