@@ -5,6 +5,7 @@ mod support;
 
 mod abuse;
 mod answers;
+mod bridge;
 mod floods;
 mod flow;
 mod good;

@@ -1,6 +1,7 @@
 //! In which way the clients of a run reach the proxy: `TEAL_TEST_OVER` runs tests of plain HTTP/1.1 inside TLS or over
 //! HTTP/2, with something between the clients and the listener that translates.
 
+use std::io::Write;
 use std::net::SocketAddr;
 use std::sync::OnceLock;
 
@@ -34,7 +35,8 @@ pub fn is_passed_over(what: &str) -> bool {
     let is_passed_over = asked_for() == Over::Http2;
     if is_passed_over {
         let name = std::thread::current().name().unwrap_or_default().to_owned();
-        println!("SKIPPED {name}: {what}");
+        // Not by `println`, which is shown of tests that fail only.
+        let _ = writeln!(std::io::stderr(), "SKIPPED {name}: {what}");
     }
     is_passed_over
 }

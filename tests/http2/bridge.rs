@@ -1,0 +1,52 @@
+//! The bridge by which other tests run over HTTP/2: that it does what it says, so that they show what they say.
+
+use std::sync::atomic::Ordering;
+
+use crate::support::bridge::Bridge;
+use crate::support::by_hand::by_hand;
+use crate::support::client::Client;
+use crate::support::origin::ok;
+use crate::support::proxy::Builder;
+
+const GET: &str = "GET / HTTP/1.1\r\nHost: test\r\n\r\n";
+
+#[tokio::test]
+async fn clients_of_a_bridge_share_connections() {
+    let (origin, mut calls) = by_hand().await;
+    let teal = Builder::app(&[&origin]).start().await;
+    let bridge = Bridge::start(teal.listener);
+    let (mut clients, mut open) = (Vec::new(), Vec::new());
+    for _ in 0..20 {
+        let mut client = Client::connect(bridge.address).await;
+        client.send(GET).await;
+        clients.push(client);
+        open.push(calls.next().await);
+    }
+    assert_eq!(teal.state().listeners()[0].1.connections.load(Ordering::SeqCst), 2);
+    for (call, client) in open.iter_mut().zip(&mut clients) {
+        call.send(ok("shared")).await;
+        assert_eq!(client.answer().await.text(), "shared");
+    }
+}
+
+#[tokio::test]
+async fn what_is_broken_is_reset_by_a_bridge_in_both_directions() {
+    let (origin, mut calls) = by_hand().await;
+    let teal = Builder::app(&[&origin]).start().await;
+    let bridge = Bridge::start(teal.listener);
+    for head in ["Content-Length: 10", "Transfer-Encoding: chunked", "Connection: close"] {
+        let mut client = Client::connect(bridge.address).await;
+        client.send(GET).await;
+        let mut call = calls.next().await;
+        call.send(format!("HTTP/1.1 200 OK\r\n{head}\r\n\r\n4\r\nhalf\r\n")).await;
+        client.head().await.expect("a head");
+        socket2::SockRef::from(&call.wire.stream).set_linger(Some(std::time::Duration::ZERO)).expect("a TCP socket");
+        drop(call);
+        assert!(!client.rest().await.1, "{head}");
+    }
+    let mut client = Client::connect(bridge.address).await;
+    client.send(GET).await;
+    let mut call = calls.next().await;
+    drop(client);
+    call.gone().await;
+}
