@@ -27,7 +27,8 @@ use tokio_tungstenite::tungstenite::protocol::frame::CloseFrame;
 
 use support::frames::account;
 use support::origin::{Origin, Request, ok, read_request};
-use support::proxy::Builder;
+use support::proxy::{Builder, Teal};
+use support::tls::Authority;
 use support::{scratch, soon};
 
 const DRAIN: &str = "health = { interval = \"1h\" }\ndrain = { timeout = \"10m\", websocket = { spread = \"200ms\" }, \
@@ -49,13 +50,19 @@ const listen = (name, path) => {
     events.onerror = () => say(`${name} error ${states[events.readyState]}`);
 };
 const chat = () => {
-    const socket = new WebSocket(`ws://${location.host}/chat`);
+    const socket = new WebSocket(`${location.protocol.replace("http", "ws")}//${location.host}/chat`);
     socket.onmessage = event => say(`chat message ${event.data}`);
     socket.onclose = event => {
         say(`chat close ${event.wasClean ? "clean" : "unclean"} ${event.code} ${event.reason}`);
         setTimeout(chat, 50);
     };
 };
+const seen = new Set();
+new PerformanceObserver(list => list.getEntries().forEach(entry => {
+    const line = `over ${entry.nextHopProtocol}: ${new URL(entry.name).pathname}`;
+    if (!seen.has(line)) say(line);
+    seen.add(line);
+})).observe({ type: "resource", buffered: true });
 const wanted = new URLSearchParams(location.search);
 wanted.getAll("events").forEach(path => listen(path, path));
 if (wanted.has("chat")) chat();
@@ -81,7 +88,12 @@ async fn serve(mut stream: TcpStream, color: &'static str, reports: Reports) {
                 ok("")
             }
             "/plain-503" => b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n".to_vec(),
-            "/chat" => return converse(stream, color, &request).await,
+            "/chat" => {
+                // Names are in lower case over HTTP/2 only.
+                let version = if request.head.contains("\r\nuser-agent:") { "h2" } else { "http/1.1" };
+                reports.lock().push(format!("over {version}: /chat"));
+                return converse(stream, color, &request).await;
+            }
             "/events" | "/away" => return tell_events(stream, color, &request).await,
             _ => b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n".to_vec(),
         };
@@ -147,6 +159,7 @@ impl Browser {
         let child = Command::new(program)
             .args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"])
             .args(["--disable-background-networking", "--disable-extensions", "--no-proxy-server"])
+            .arg("--ignore-certificate-errors")
             .arg(format!("--user-data-dir={}", home.path().display()))
             .arg(url)
             .env("HOME", home.path())
@@ -197,15 +210,31 @@ async fn a_browser_is_told_comes_back_and_misses_nothing() {
     let reports = Reports::default();
     let (blue, green) = (site("blue", &reports).await, site("green", &reports).await);
     let teal = Builder::new(&app(blue.address, green.address)).start().await;
-    let Some(_browser) = Browser::open(&format!("http://{}/?chat&events=/events", teal.address)) else { return };
+    goes_through_a_switch(&teal, "http", "http/1.1", &reports).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_browser_over_http_2_is_told_comes_back_and_misses_nothing() {
+    let reports = Reports::default();
+    let (blue, green) = (site("blue", &reports).await, site("green", &reports).await);
+    let dir = scratch();
+    let pair = Authority::new().issue(&["localhost"]).write(dir.path(), "site");
+    let keys = format!("tls = {{ certificates = [{pair}] }}\n");
+    let teal = Builder::new(&app(blue.address, green.address)).listener(&keys).start().await;
+    // The chat by extended CONNECT (RFC 8441), which a browser uses where the proxy offers it.
+    goes_through_a_switch(&teal, "https", "h2", &reports).await;
+}
+
+/// A browser with a chat and an event stream, which speaks this `version` of HTTP for everything.
+async fn goes_through_a_switch(teal: &Teal, scheme: &str, version: &str, reports: &Reports) {
+    let url = format!("{scheme}://{}/?chat&events=/events", teal.address);
+    let Some(_browser) = Browser::open(&url) else { return };
     let number = |lines: &[String], color: &str| lines.iter().filter(|line| line.ends_with(color)).count();
-    reported(&reports, "both streams are open", |lines| has("chat message blue")(lines) && number(lines, " blue") > 5)
+    reported(reports, "both streams are open", |lines| has("chat message blue")(lines) && number(lines, " blue") > 5)
         .await;
     let record = teal.switch("app", Color::Green).await.expect("a switch");
-    reported(&reports, "both streams are back", |lines| {
-        has("chat message green")(lines) && number(lines, " green") > 5
-    })
-    .await;
+    reported(reports, "both streams are back", |lines| has("chat message green")(lines) && number(lines, " green") > 5)
+        .await;
     assert_eq!(account(&record).await, KindReport { at_switch: 1, finished: 1, ..KindReport::default() });
     let sse = record.drain().expect("a drain").report().sse;
     assert_eq!((sse.at_switch, sse.finished), (1, 1));
@@ -218,6 +247,13 @@ async fn a_browser_is_told_comes_back_and_misses_nothing() {
     let ids = lines.iter().filter_map(|line| line.strip_prefix("/events event ")?.split(' ').next());
     let ids: Vec<u64> = ids.map(|id| id.parse().expect("a number")).collect();
     assert!(ids.iter().copied().eq(1..=ids.len() as u64), "{ids:?}");
+
+    for path in ["/chat", "/events", "/report"] {
+        let line = format!("over {version}: {path}");
+        reported(reports, &line, has(&line)).await;
+    }
+    let is_other = |line: &String| line.starts_with("over ") && !line.contains(version);
+    assert!(!reports.lock().iter().any(is_other), "{:?}", reports.lock());
 }
 
 /// Why an event stream that cannot be had is answered with 200.
