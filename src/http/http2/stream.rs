@@ -63,8 +63,7 @@ pub(super) enum Sending {
     Body(SendStream<Bytes>, Decoder),
     /// A WebSocket.
     Open(SendStream<Bytes>),
-    /// A WebSocket that we have ended on our side. The other side may go on.
-    HalfOpen,
+    /// Our side has ended; the other may go on.
     Done,
 }
 
@@ -73,7 +72,7 @@ impl Sending {
     pub(super) fn stream(&mut self) -> Option<&mut SendStream<Bytes>> {
         match self {
             Sending::Body(send, _) | Sending::Open(send) => Some(send),
-            Sending::HalfOpen | Sending::Done => None,
+            Sending::Done => None,
         }
     }
 
@@ -83,7 +82,7 @@ impl Sending {
             let (count, send) = match self {
                 Sending::Body(send, decoder) => (send_some(send, decoder, bytes)?, send),
                 Sending::Open(send) => (send_plain(send, bytes)?, send),
-                Sending::HalfOpen | Sending::Done => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+                Sending::Done => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
             };
             if count == 0 {
                 ready!(poll_grant(send, cx))?;
@@ -98,13 +97,10 @@ impl Sending {
 
     /// Ends what only its end delimits; anything else is not at its end then.
     pub(super) fn end(&mut self) -> io::Result<()> {
-        let (send, ended) = match self {
-            Sending::Open(send) => (send, Sending::HalfOpen),
-            Sending::Body(send, Decoder::UntilClose) => (send, Sending::Done),
-            _ => return Ok(()),
-        };
-        send.send_data(Bytes::new(), true).map_err(broken)?;
-        *self = ended;
+        if let Sending::Open(send) | Sending::Body(send, Decoder::UntilClose) = self {
+            send.send_data(Bytes::new(), true).map_err(broken)?;
+            *self = Sending::Done;
+        }
         Ok(())
     }
 }
@@ -132,7 +128,7 @@ impl Exchange {
             Answer::Head(_) => self.respond.poll_reset(cx),
             Answer::Sending(Sending::Body(send, _)) => send.poll_reset(cx),
             // Of a WebSocket it is an end, and no more than that.
-            Answer::Sending(Sending::Done | Sending::HalfOpen | Sending::Open(_)) => return Poll::Ready(Ok(0)),
+            Answer::Sending(Sending::Done | Sending::Open(_)) => return Poll::Ready(Ok(0)),
         };
         match ready!(reset) {
             Ok(_) => Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
