@@ -280,12 +280,20 @@ impl Endpoint {
     /// One more stream on a connection of `worker` that others use, too.
     pub fn share(&self, worker: usize) -> Option<Stream> {
         let mut shared = self.shared[worker].lock();
-        shared.retain_mut(|shared| !shared.opener.is_over());
-        shared.iter_mut().find_map(|shared| {
-            let stream = shared.opener.open()?;
-            shared.used = Instant::now();
-            Some(stream)
-        })
+        let mut at = 0;
+        // Only those that it meets are looked at: a burst may have left many behind.
+        while let Some(Shared { opener, used }) = shared.get_mut(at) {
+            if opener.is_over() {
+                shared.remove(at);
+                continue;
+            }
+            if let Some(stream) = opener.open() {
+                *used = Instant::now();
+                return Some(stream);
+            }
+            at += 1;
+        }
+        None
     }
 
     /// Lets other requests of `worker` share a connection.
