@@ -125,15 +125,17 @@ impl Chunked {
                 self.at = if left == 0 { At::DataReturn } else { At::Data { left } };
                 return Ok((Step { consumed: at + count, data: at..at + count }, false));
             }
-            if self.octet(byte)? {
-                return Ok((Step { consumed: at + 1, data: 0..0 }, true));
+            if self.at == At::Trailers {
+                let (count, is_done) = self.trailers(&input[at..])?;
+                return Ok((Step { consumed: at + count, data: 0..0 }, is_done));
             }
+            self.octet(byte)?;
         }
         Ok((Step { consumed: input.len(), data: 0..0 }, false))
     }
 
-    /// Takes an octet that is not data; true when it was the last of the body.
-    fn octet(&mut self, byte: u8) -> Result<bool, BadBody> {
+    /// Takes an octet that is neither data nor of the trailers.
+    fn octet(&mut self, byte: u8) -> Result<(), BadBody> {
         self.at = match (self.at, byte) {
             (At::Size { value, digits }, _) if byte.is_ascii_hexdigit() => {
                 if digits == MAX_SIZE_DIGITS {
@@ -156,23 +158,34 @@ impl Chunked {
             (At::SizeEnd { value }, b'\n') => At::Data { left: value },
             (At::DataReturn, b'\r') => At::DataEnd,
             (At::DataEnd, b'\n') => At::Size { value: 0, digits: 0 },
-            (At::SizeEnd { .. } | At::DataReturn | At::DataEnd | At::Data { .. }, _) => {
+            (At::SizeEnd { .. } | At::DataReturn | At::DataEnd | At::Data { .. } | At::Trailers, _) => {
                 return Err(BadBody("chunk without its line end"));
             }
-            (At::Trailers, _) => return self.trailer(byte),
         };
-        Ok(false)
+        Ok(())
     }
 
-    fn trailer(&mut self, byte: u8) -> Result<bool, BadBody> {
-        if self.trailers.len() == MAX_TRAILERS {
-            return Err(BadBody("trailers too long"));
+    /// Takes the trailer section line by line; how much of `input` that was, and whether the section ends with it.
+    fn trailers(&mut self, input: &[u8]) -> Result<(usize, bool), BadBody> {
+        let mut taken = 0;
+        while taken < input.len() {
+            let rest = &input[taken..];
+            let line = &rest[..memchr::memchr(b'\n', rest).map_or(rest.len(), |at| at + 1)];
+            if self.trailers.len() + line.len() > MAX_TRAILERS {
+                return Err(BadBody("trailers too long"));
+            }
+            self.trailers.extend_from_slice(line);
+            taken += line.len();
+            if line.ends_with(b"\n") {
+                if !self.trailers.ends_with(b"\r\n") {
+                    return Err(BadBody("line feed without carriage return in the trailers"));
+                }
+                if self.trailers == b"\r\n" || self.trailers.ends_with(b"\r\n\r\n") {
+                    return Ok((taken, true));
+                }
+            }
         }
-        self.trailers.push(byte);
-        if byte == b'\n' && !self.trailers.ends_with(b"\r\n") {
-            return Err(BadBody("line feed without carriage return in the trailers"));
-        }
-        Ok(self.trailers == b"\r\n" || self.trailers.ends_with(b"\r\n\r\n"))
+        Ok((taken, false))
     }
 }
 
