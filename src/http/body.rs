@@ -13,7 +13,8 @@ use crate::http::event_stream::{EventStream, Passed};
 use crate::http::head::{Framing, Known};
 use crate::net::{Pipe, Stream, with_scratch};
 
-const MAX_TRAILER_FIELDS: usize = 64;
+/// Fields of a trailer section.
+pub(crate) const MAX_TRAILER_FIELDS: usize = 64;
 /// Pieces up to this size are collected with what goes before them into one write.
 const SMALL: usize = 16 * 1024;
 

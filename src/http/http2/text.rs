@@ -4,6 +4,7 @@
 //! line break, and that no field belongs to the connection. The strict reader of HTTP/1.1 heads judges the result again.
 
 use std::io;
+use std::mem::MaybeUninit;
 
 use bytes::Bytes;
 use h2::RecvStream;
@@ -12,7 +13,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, Uri};
 
-use crate::http::body::push_field;
+use crate::http::body::{MAX_TRAILER_FIELDS, push_field};
 use crate::http::head::Framing;
 
 /// Header fields of an answer of ours.
@@ -149,13 +150,14 @@ pub(super) struct AnswerHead {
 
 /// Reads the head of an answer, which ends with an empty line. `None`: it is none.
 pub(super) fn answer_head(text: &[u8]) -> Option<AnswerHead> {
-    let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
-    let mut parsed = httparse::Response::new(&mut fields);
-    let Ok(httparse::Status::Complete(_)) = parsed.parse(text) else { return None };
+    let mut space = [const { MaybeUninit::uninit() }; MAX_FIELDS];
+    let mut parsed = httparse::Response::new(&mut []);
+    let read = httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut parsed, text, &mut space);
+    let Ok(httparse::Status::Complete(_)) = read else { return None };
     let mut response = Response::new(());
     *response.status_mut() = StatusCode::from_u16(parsed.code?).ok()?;
     let mut head = AnswerHead { response, length: None, is_chunked: false };
-    for field in parsed.headers {
+    for field in parsed.headers.iter() {
         let name = HeaderName::from_bytes(field.name.as_bytes()).ok()?;
         match name {
             header::CONNECTION | header::UPGRADE => continue,
@@ -192,9 +194,9 @@ pub(super) struct OriginHead {
 
 /// Reads the head of a request of ours. `None`: HTTP/2 cannot say it.
 pub(super) fn origin_head(text: &[u8], is_secure: bool) -> Option<OriginHead> {
-    let mut fields = [httparse::EMPTY_HEADER; MAX_REQUEST_FIELDS];
-    let mut parsed = httparse::Request::new(&mut fields);
-    let Ok(httparse::Status::Complete(_)) = parsed.parse(text) else { return None };
+    let mut space = [const { MaybeUninit::uninit() }; MAX_REQUEST_FIELDS];
+    let mut parsed = httparse::Request::new(&mut []);
+    let Ok(httparse::Status::Complete(_)) = parsed.parse_with_uninit_headers(text, &mut space) else { return None };
     let (mut framing, mut expects_continue, mut key) = (Framing::Empty, false, None);
     let (mut host, mut is_upgrade) = ("", false);
     let mut headers = HeaderMap::with_capacity(parsed.headers.len());
@@ -276,9 +278,9 @@ pub(super) fn answer_text(
     (out, is_chunked)
 }
 
-/// Reads a trailer section.
+/// Reads a trailer section of ours.
 pub(super) fn trailer_fields(section: &[u8]) -> Option<HeaderMap> {
-    let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
+    let mut fields = [httparse::EMPTY_HEADER; MAX_TRAILER_FIELDS];
     let Ok(httparse::Status::Complete((_, fields))) = httparse::parse_headers(section, &mut fields) else {
         return None;
     };
