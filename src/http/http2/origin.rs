@@ -167,6 +167,15 @@ enum Answering {
 }
 
 impl Conversation {
+    /// Takes the head, and what of the body has come with it.
+    fn begin(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let head = self.take_head(bytes)?;
+        match &mut self.request {
+            Asking::Sending(sending) if head < bytes.len() => Ok(head + sending.begin(&bytes[head..])?),
+            _ => Ok(head),
+        }
+    }
+
     fn take_head(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let Asking::Head { text, send, is_secure } = &mut self.request else { return Ok(0) };
         let (count, head) = text.take(bytes, MAX_HEAD)?;
@@ -246,7 +255,7 @@ impl Multiplexed for Conversation {
     fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match &mut self.request {
             Asking::Head { .. } => {
-                let taken = self.take_head(bytes);
+                let taken = self.begin(bytes);
                 if taken.is_err() {
                     self.answer = Answering::Broken;
                 }

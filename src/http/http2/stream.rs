@@ -80,7 +80,10 @@ impl Sending {
     pub(super) fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         loop {
             let (count, send) = match self {
-                Sending::Body(send, decoder) => (send_some(send, decoder, bytes)?, send),
+                Sending::Body(send, decoder) => {
+                    let room = room(send, bytes.len());
+                    (send_some(send, decoder, room, bytes)?, send)
+                }
                 Sending::Open(send) => (send_plain(send, bytes)?, send),
                 Sending::Done => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
             };
@@ -88,10 +91,23 @@ impl Sending {
                 ready!(poll_grant(send, cx))?;
                 continue;
             }
-            if matches!(self, Sending::Body(_, decoder) if decoder.is_done()) {
-                *self = Sending::Done;
-            }
+            self.note_end();
             return Poll::Ready(Ok(count));
+        }
+    }
+
+    /// Sends what has come with the head of a request, up to one step, without waiting for a grant: there is none before the
+    /// stream is open, and that is done by the connection's own task, later. `h2` keeps it until then. Says how much it was.
+    pub(super) fn begin(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let Sending::Body(send, decoder) = self else { return Ok(0) };
+        let count = send_some(send, decoder, STEP, bytes)?;
+        self.note_end();
+        Ok(count)
+    }
+
+    fn note_end(&mut self) {
+        if matches!(self, Sending::Body(_, decoder) if decoder.is_done()) {
+            *self = Sending::Done;
         }
     }
 
@@ -173,13 +189,18 @@ fn is_upgrade(head: &[u8]) -> bool {
     head.starts_with(b"HTTP/1.1 101 ")
 }
 
-/// Sends a piece of a body, as much as the client grants; says how much of `bytes` that was. What frames the body takes
+/// Sends a piece of a body, at most `room` octets of data; says how much of `bytes` that was. What frames the body takes
 /// nothing of the grant, so its end never waits for one.
-fn send_some(send: &mut SendStream<Bytes>, decoder: &mut Decoder, bytes: &[u8]) -> io::Result<usize> {
+fn send_some(send: &mut SendStream<Bytes>, decoder: &mut Decoder, room: usize, bytes: &[u8]) -> io::Result<usize> {
     let mut trailers = Vec::new();
-    let room = room(send, bytes.len());
     let step = decoder.step_within(room, bytes, &mut trailers).map_err(|_| io::ErrorKind::InvalidData)?;
     let data = &bytes[step.data.clone()];
+    // The end goes with the last of the data, if it is known: a frame of its own costs as much as that.
+    let mut consumed = step.consumed;
+    if !data.is_empty() && consumed < bytes.len() {
+        let rest = decoder.step_within(0, &bytes[consumed..], &mut trailers).map_err(|_| io::ErrorKind::InvalidData)?;
+        consumed += rest.consumed;
+    }
     let is_last = decoder.is_done();
     let fields = if trailers.len() > 2 { text::trailer_fields(&trailers) } else { None };
     let ends_here = is_last && fields.is_none();
@@ -189,10 +210,10 @@ fn send_some(send: &mut SendStream<Bytes>, decoder: &mut Decoder, bytes: &[u8]) 
     if let (true, Some(fields)) = (is_last, fields) {
         send.send_trailers(fields).map_err(broken)?;
     }
-    if step.consumed == bytes.len() {
+    if consumed == bytes.len() && !is_last {
         give_back(send);
     }
-    Ok(step.consumed)
+    Ok(consumed)
 }
 
 /// Sends a piece of what has no framing.
@@ -206,10 +227,7 @@ fn send_plain(send: &mut SendStream<Bytes>, bytes: &[u8]) -> io::Result<usize> {
 
 /// Asks for `wanted` octets of the window that the client grants; says how many there are.
 fn room(send: &mut SendStream<Bytes>, wanted: usize) -> usize {
-    let wanted = wanted.min(STEP);
-    if send.capacity() < wanted {
-        send.reserve_capacity(wanted);
-    }
+    send.reserve_capacity(wanted.min(STEP));
     send.capacity()
 }
 
@@ -250,23 +268,30 @@ impl Text {
         self.is_empty() && self.state == Reading::Over
     }
 
-    /// Reads some of it; 0 when it is over. What was taken of the data may be sent again.
+    /// Reads as much of it as is there; 0 when it is over. What was taken of the data may be sent again.
     pub(super) fn poll_read(
         &mut self,
         cx: &mut Context<'_>,
         body: &mut RecvStream,
         buffer: &mut [u8],
     ) -> Poll<io::Result<usize>> {
+        let mut count = 0;
         loop {
             if self.is_empty() && self.state != Reading::Over {
-                ready!(self.poll_fill(cx, body))?;
+                match self.poll_fill(cx, body) {
+                    Poll::Ready(Ok(())) => {}
+                    // It says so again when it is asked again.
+                    _ if count > 0 => return Poll::Ready(Ok(count)),
+                    other => ready!(other)?,
+                }
             }
-            let (count, data) = self.take(buffer);
+            let (taken, data) = self.take(&mut buffer[count..]);
             if data > 0 {
                 // Whoever does not read stalls its own stream: nothing is granted for it.
                 let _ = body.flow_control().release_capacity(data);
             }
-            if count > 0 || self.is_over() {
+            count += taken;
+            if count == buffer.len() || self.is_over() {
                 return Poll::Ready(Ok(count));
             }
         }
@@ -278,9 +303,18 @@ impl Text {
             (Reading::Plain, Some(data)) => self.data = data.map_err(broken)?,
             (Reading::Chunked, Some(data)) => {
                 self.data = data.map_err(broken)?;
+                let is_last = body.is_end_stream();
+                self.after = Bytes::from_static(match (self.data.is_empty(), is_last) {
+                    (true, false) => b"",
+                    (true, true) => b"0\r\n\r\n",
+                    (false, false) => b"\r\n",
+                    (false, true) => b"\r\n0\r\n\r\n",
+                });
                 if !self.data.is_empty() {
                     self.before = text::chunk_size(self.data.len());
-                    self.after = Bytes::from_static(b"\r\n");
+                }
+                if is_last {
+                    self.state = Reading::Over;
                 }
             }
             (Reading::Chunked, None) => {
