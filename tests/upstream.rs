@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use h2::Reason;
 use h2::server::{Builder as H2Builder, Connection, SendResponse};
+use h2::{Reason, RecvStream};
 use http::Response;
 use teal::config::{self, Color};
 use teal::upstream::Health;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use support::by_hand::{Calls, by_hand};
@@ -296,6 +297,159 @@ async fn what_is_refused_unseen_is_sent_again() {
         assert_eq!((answer.status, answer.text()), (200, "second"));
     }
     assert!(refusals.load(Ordering::SeqCst) > 0);
+}
+
+/// Says what it was sent, trailers and all; or refuses the request when so many octets of its body have come.
+async fn echo(mut body: RecvStream, mut respond: SendResponse<Bytes>, refused_at: Option<usize>) {
+    let mut seen = Vec::new();
+    while refused_at.is_none_or(|octets| seen.len() < octets) {
+        let Some(Ok(data)) = body.data().await else { break };
+        let _ = body.flow_control().release_capacity(data.len());
+        seen.extend_from_slice(&data);
+    }
+    if refused_at.is_some() {
+        return respond.send_reset(Reason::REFUSED_STREAM);
+    }
+    let trailers = body.trailers().await.expect("a whole request").unwrap_or_default();
+    trailers.values().for_each(|value| seen.extend_from_slice(value.as_bytes()));
+    let mut body = respond.send_response(Response::new(()), false).expect("an open stream");
+    body.send_data(seen.into(), true).expect("an open stream");
+}
+
+/// A proxy with two endpoints, of whose requests every other one is refused when so many octets of its body have come, and
+/// the count of those requests.
+async fn refusing(octets: usize) -> (Teal, Arc<AtomicUsize>) {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let endpoint = || {
+        let asked = asked.clone();
+        http2(100, move |_, mut connection| {
+            let asked = asked.clone();
+            async move {
+                while let Some(Ok((request, respond))) = connection.accept().await {
+                    let is_refused = asked.fetch_add(1, Ordering::SeqCst) % 2 == 0;
+                    tokio::spawn(echo(request.into_body(), respond, is_refused.then_some(octets)));
+                }
+            }
+        })
+    };
+    let services = format!(
+        "[[routes]]\npath = \"/\"\nservice = \"app\"\n[services.app]\nprotocol = \"h2c\"\n\
+         host = \"upstream\"\nblue = [\"{}\", \"{}\"]\nhealth = {{ interval = \"1h\" }}\n",
+        endpoint().await,
+        endpoint().await
+    );
+    (Builder::new(&services).workers(1).start().await, asked)
+}
+
+#[tokio::test]
+async fn an_upload_that_is_refused_before_its_body_goes_is_sent_again() {
+    let (teal, asked) = refusing(0).await;
+    let mut client = Client::connect(teal.address).await;
+    let length = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n";
+    let chunked = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+    for (head, body, seen) in [
+        (length, "hello", "hello"),
+        (chunked, "5\r\nhello\r\n0\r\n\r\n", "hello"),
+        (chunked, "2\r\nhe\r\n3\r\nllo\r\n0\r\nx-sum: 1\r\n\r\n", "hello1"),
+        (chunked, "0\r\n\r\n", ""),
+    ] {
+        for comes_at_once in [true, false] {
+            let before = asked.load(Ordering::SeqCst);
+            client.send(head).await;
+            if !comes_at_once {
+                // Refused, and sent elsewhere, all without a body.
+                eventually("it is sent again", || asked.load(Ordering::SeqCst) == before + 2).await;
+            }
+            client.send(body).await;
+            let answer = client.answer().await;
+            assert_eq!((answer.status, answer.text()), (200, seen), "{body}, {comes_at_once}");
+            assert_eq!(asked.load(Ordering::SeqCst), before + 2);
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_upload_that_has_gone_with_its_head_is_still_there_to_be_sent_again() {
+    let (teal, asked) = refusing(5).await;
+    let mut client = Client::connect(teal.address).await;
+    for _ in 0..4 {
+        let answer = client.ask("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello").await;
+        assert_eq!((answer.status, answer.text()), (200, "hello"));
+    }
+    assert_eq!(asked.load(Ordering::SeqCst), 8);
+}
+
+#[tokio::test]
+async fn an_upload_of_which_something_is_gone_is_not_sent_again() {
+    let (teal, asked) = refusing(100_000).await;
+    for method in ["POST", "PUT"] {
+        asked.store(0, Ordering::SeqCst);
+        let mut client = Client::connect(teal.address).await;
+        client.send(format!("{method} / HTTP/1.1\r\nHost: a\r\nContent-Length: 300000\r\n\r\n")).await;
+        client.send(vec![b'x'; 150_000]).await;
+        let answer = client.answer().await;
+        assert_eq!((answer.status, asked.load(Ordering::SeqCst)), (502, 1), "{method}");
+    }
+}
+
+/// An endpoint that leaves at each request, and says that it has looked at none (RFC 9113 §6.8); and how often it did.
+async fn leaving() -> (SocketAddr, Arc<AtomicUsize>) {
+    const GOAWAY: [u8; 17] = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let left = Arc::new(AtomicUsize::new(0));
+    let count = left.clone();
+    let serve = |mut stream: TcpStream, count: Arc<AtomicUsize>| async move {
+        stream.read_exact(&mut [0; 24]).await?;
+        stream.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await?;
+        loop {
+            let mut head = [0; 9];
+            stream.read_exact(&mut head).await?;
+            let [a, b, c, kind, flags, ..] = head;
+            let mut payload = vec![0; u32::from_be_bytes([0, a, b, c]) as usize];
+            stream.read_exact(&mut payload).await?;
+            match (kind, flags & 1) {
+                (1, _) => {
+                    count.fetch_add(1, Ordering::SeqCst);
+                    stream.write_all(&GOAWAY).await?;
+                }
+                // SETTINGS and PING are acknowledged.
+                (4, 0) => stream.write_all(&[0, 0, 0, 4, 1, 0, 0, 0, 0]).await?,
+                (6, 0) => stream.write_all(&[&[0, 0, 8, 6, 1, 0, 0, 0, 0], &payload[..]].concat()).await?,
+                _ => {}
+            }
+        }
+        #[expect(unreachable_code, reason = "names the error")]
+        std::io::Result::Ok(())
+    };
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(serve(stream, count.clone()));
+        }
+    });
+    (address, left)
+}
+
+#[tokio::test]
+async fn what_an_endpoint_leaves_without_looking_at_is_sent_elsewhere() {
+    let (leaving, left) = leaving().await;
+    let staying = http2(100, |_, mut connection| async move {
+        while let Some(Ok((request, respond))) = connection.accept().await {
+            tokio::spawn(echo(request.into_body(), respond, None));
+        }
+    })
+    .await;
+    let services = format!(
+        "[[routes]]\npath = \"/\"\nservice = \"app\"\n[services.app]\nprotocol = \"h2c\"\n\
+         balance = \"round_robin\"\nblue = [\"{leaving}\", \"{staying}\"]\nhealth = {{ interval = \"1h\" }}\n"
+    );
+    let teal = Builder::new(&services).workers(1).start().await;
+    let mut client = Client::connect(teal.address).await;
+    for _ in 0..4 {
+        let answer = client.ask("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello").await;
+        assert_eq!((answer.status, answer.text()), (200, "hello"));
+    }
+    assert!(left.load(Ordering::SeqCst) > 0);
 }
 
 #[tokio::test]

@@ -268,10 +268,9 @@ pub(crate) fn may_repeat(request: &Request, upload: &Pump, failure: &Failure, pr
     if failure.side() != Side::Origin || progress.was_answering {
         return false;
     }
-    let is_safe = match failure {
-        Failure::Broken(Some(error)) if Refused::is_in(error) => true,
-        Failure::Broken(_) => request.facts.is_idempotent,
+    match failure {
+        Failure::Broken(Some(error)) if Refused::is_in(error) => upload.can_resend(),
+        Failure::Broken(_) => request.facts.is_idempotent && upload.can_rewind(),
         failure => failure.was_never_sent(),
-    };
-    is_safe && (failure.was_never_sent() || upload.can_rewind())
+    }
 }

@@ -54,6 +54,8 @@ pub(crate) struct Pump {
     /// What the receiver has not taken yet, from `at` on.
     pending: Vec<u8>,
     at: usize,
+    /// Octets of the head that `pending` begins with, as long as all that was sent is still in there.
+    kept: Option<usize>,
     /// Octets of data so far.
     pub(crate) moved: u64,
     /// Octets of data allowed.
@@ -81,6 +83,7 @@ impl Pump {
             encoding,
             pending: head,
             at: 0,
+            kept: None,
             moved: 0,
             limit: limit.unwrap_or(u64::MAX),
             is_closed: false,
@@ -139,12 +142,21 @@ impl Pump {
 
     /// Whether a message can be sent again from its start: it has no body.
     pub(crate) fn can_rewind(&self) -> bool {
-        self.decoder.is_done() && self.moved == 0
+        self.decoder.is_done() && self.moved == 0 && self.can_resend()
     }
 
-    /// Starts over, with this head or with the one it had. Only before any of the body has moved.
+    /// Whether all that was sent of a message is still here to be sent again, and the rest to be read.
+    pub(crate) fn can_resend(&self) -> bool {
+        self.kept.is_some()
+    }
+
+    /// Starts over, with this head or with the one it had. Only while all that was sent is still here.
     pub(crate) fn restart(&mut self, head: Option<Vec<u8>>) {
-        self.pending = head.unwrap_or_else(|| std::mem::take(&mut self.pending));
+        if let Some(mut head) = head {
+            let length = head.len();
+            head.extend_from_slice(&self.pending[self.kept.unwrap_or(0)..]);
+            (self.pending, self.kept) = (head, Some(length));
+        }
         self.at = 0;
     }
 
@@ -219,6 +231,7 @@ impl Pump {
         let is_large = matches!(self.decoder, Decoder::Length(LARGE..));
         if self.pipe.is_none() && is_large && buffered.is_empty() && from.is_plain() && to.is_plain() {
             self.pipe = Pipe::take();
+            self.kept = None;
         }
         let Some(pipe) = &mut self.pipe else { return Poll::Ready(Ok(())) };
         loop {
@@ -272,6 +285,9 @@ impl Pump {
                     self.reach = FIRST_READ;
                 } else if count == self.reach && to.is_plain() {
                     self.reach = (self.reach * 2).min(scratch_len);
+                }
+                if sent > 0 {
+                    self.kept = None;
                 }
                 self.push(&rest[step.data.start + sent..step.data.end]);
                 rest = &rest[step.consumed..];
@@ -358,11 +374,11 @@ impl Pump {
         Ok(())
     }
 
-    /// Forgets what the receiver has taken.
+    /// Forgets what the receiver has taken; not a head of which nothing more has gone than itself.
     fn compact(&mut self) {
-        if self.at == self.pending.len() && self.at > 0 {
+        if self.at == self.pending.len() && self.at > self.kept.unwrap_or(0) {
             self.pending.clear();
-            self.at = 0;
+            (self.at, self.kept) = (0, None);
             // A burst must not be paid for as long as the stream lives.
             if self.pending.capacity() > 4 * SMALL {
                 self.pending = Vec::new();
