@@ -11,6 +11,7 @@ use crate::good::{Good, get, head, piece, post, whole};
 use crate::raw::{self, GOAWAY, HEADERS, NO_ERROR, Outcome, PING, RST_STREAM, Raw, frame};
 use crate::support::by_hand::by_hand;
 use crate::support::checker::Checker;
+use crate::support::client::Client;
 use crate::support::frames::Colors;
 use crate::support::origin::{Origin, ok};
 use crate::support::proxy::Builder;
@@ -191,6 +192,29 @@ async fn a_stop_says_goodbye_twice_and_serves_what_is_on_its_way() {
     assert!(client.rest().await.iter().all(|frame| !matches!(frame.kind, HEADERS | RST_STREAM)));
     assert!(calls.is_empty());
     eventually("it has stopped", || teal.proxy().is_stopped()).await;
+}
+
+/// Whoever has connected has been let in, even if it says only now that it speaks HTTP/2.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_from_before_the_stop_may_still_ask() {
+    for n in 0..10 {
+        let origin = Origin::saying("blue").await;
+        let teal = Builder::app(&[&origin]).start().await;
+        let mut clients = Vec::new();
+        for _ in 0..[1, 50][n % 2] {
+            clients.push(Raw { wire: Client::connect(teal.listener).await });
+        }
+        teal.proxy().begin_stop();
+        for client in &mut clients {
+            client
+                .send([raw::PREFACE, &frame(raw::SETTINGS, 0, 0, raw::setting(1, 0)), &raw::get(1, "/")].concat())
+                .await;
+        }
+        for mut client in clients {
+            assert_eq!(client.outcome(1).await, Outcome::Answer { status: 200, body: b"blue".to_vec() });
+        }
+        eventually("it has stopped", || teal.proxy().is_stopped()).await;
+    }
 }
 
 /// Neither an idle client nor one that does not answer a goodbye keeps a proxy from stopping.
