@@ -5,8 +5,9 @@ use std::sync::atomic::Ordering;
 use crate::support::bridge::Bridge;
 use crate::support::by_hand::by_hand;
 use crate::support::client::Client;
-use crate::support::origin::ok;
+use crate::support::origin::{ok, read_chunked};
 use crate::support::proxy::Builder;
+use crate::support::soon;
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: test\r\n\r\n";
 
@@ -49,4 +50,29 @@ async fn what_is_broken_is_reset_by_a_bridge_in_both_directions() {
     let mut call = calls.next().await;
     drop(client);
     call.gone().await;
+}
+
+#[tokio::test]
+async fn a_bridge_carries_chunks_trailers_and_interim_answers() {
+    let (origin, mut calls) = by_hand().await;
+    let teal = Builder::app(&[&origin]).start().await;
+    let bridge = Bridge::start(teal.listener);
+    let mut client = Client::connect(bridge.address).await;
+    // Twice: what stands behind a message is the next one.
+    for _ in 0..2 {
+        client.send("POST / HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+        let mut call = calls.next().await;
+        for octet in b"5;x=y\r\nhello\r\n0\r\nx-sum: 5d41\r\n\r\n" {
+            client.send([*octet]).await;
+        }
+        let request = soon("the request", read_chunked(&mut call.wire.stream, &mut call.wire.buffer)).await;
+        assert_eq!(request.as_deref(), Some(&b"hello"[..]));
+        call.send("HTTP/1.1 103 Early Hints\r\nlink: <a>\r\n\r\n").await;
+        assert_eq!(client.head().await.as_deref(), Some("HTTP/1.1 103 Early Hints\r\nlink: <a>"));
+        let answer = "2\r\nho\r\n0\r\nx-sum: 98ed\r\n\r\n";
+        call.send(format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{answer}")).await;
+        assert!(client.head().await.expect("a head").starts_with("HTTP/1.1 200 OK\r\n"));
+        client.expect(answer).await;
+        drop(call);
+    }
 }

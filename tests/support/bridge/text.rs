@@ -170,7 +170,8 @@ fn end(framing: &mut Framing, trailers: Option<HeaderMap>) -> Piece {
 
 fn chunk_begins(buffer: &mut BytesMut, framing: &mut Framing) -> Option<Option<Piece>> {
     let Some(line) = find(buffer, b"\r\n") else { return Some(None) };
-    let size = u64::from_str_radix(std::str::from_utf8(&buffer[..line]).ok()?.trim(), 16).ok()?;
+    let size = std::str::from_utf8(&buffer[..line]).ok()?.split(';').next()?;
+    let size = u64::from_str_radix(size.trim(), 16).ok()?;
     if size > 0 {
         buffer.advance(line + 2);
         *framing = Framing::Chunk(size + 2);
