@@ -326,7 +326,7 @@ async fn refusing(octets: usize) -> (Teal, Arc<AtomicUsize>) {
             let asked = asked.clone();
             async move {
                 while let Some(Ok((request, respond))) = connection.accept().await {
-                    let is_refused = asked.fetch_add(1, Ordering::SeqCst) % 2 == 0;
+                    let is_refused = asked.fetch_add(1, Ordering::SeqCst).is_multiple_of(2);
                     tokio::spawn(echo(request.into_body(), respond, is_refused.then_some(octets)));
                 }
             }
