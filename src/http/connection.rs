@@ -44,10 +44,10 @@ pub async fn serve(mut client: Client) {
 
 /// A panic that was contained.
 #[derive(PartialEq, Eq, Debug)]
-struct Panicked;
+pub(super) struct Panicked;
 
 /// Runs the work of one connection. A panic, which has been reported, ends that work and no other.
-async fn contained<F: Future>(mut work: Pin<&mut F>, stats: &ListenerStats) -> Result<F::Output, Panicked> {
+pub(super) async fn contained<F: Future>(mut work: Pin<&mut F>, stats: &ListenerStats) -> Result<F::Output, Panicked> {
     poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(cx))) {
         Ok(polled) => polled.map(Ok),
         Err(_) => {
@@ -269,9 +269,10 @@ mod tests {
     use std::io::Write;
     use std::path::Path;
     use std::sync::Arc;
+    use std::task::Context;
 
     use crate::http::{Permit, Worker};
-    use crate::net::Stream;
+    use crate::net::{Multiplexed, Stream};
     use crate::roster::Roster;
     use crate::state::State;
     use crate::store::Store;
@@ -317,25 +318,55 @@ mod tests {
         assert!(is_worth_parsing(&line, MAX - 1, MAX));
     }
 
-    /// A client between two requests, and the other end of its connection.
-    fn idle_client(roster: &Arc<Roster>, state_dir: &Path) -> (Client, std::net::TcpStream) {
+    /// A client on this stream.
+    fn client_on(stream: Stream, roster: &Arc<Roster>, state_dir: &Path) -> Client {
         let text = "[[listeners]]\nlisten = \"127.0.0.1:0\"\nidle_timeout = \"1ms\"\nheader_timeout = \"1h\"";
         let config = crate::config::parse(text, Path::new("test.toml")).expect("a valid config");
         let listener = config.listeners[0].clone();
         let store = Arc::new(Store::open(state_dir).expect("a new store"));
         let (state, _) = State::open(config, store, [roster.clone()].into()).expect("a new state");
         let worker = Worker::new(0, state, roster.clone(), None);
+        let (seat, stats) = (roster.sit(1), Arc::default());
+        Client::new(stream, None, None, seat, Arc::new(worker), listener, stats, None, None, Box::new(Uncounted))
+    }
+
+    /// A client between two requests, and the other end of its connection.
+    fn idle_client(roster: &Arc<Roster>, state_dir: &Path) -> (Client, std::net::TcpStream) {
         let door = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         let peer = std::net::TcpStream::connect(door.local_addr().expect("an address")).expect("a listener");
         let (socket, _) = door.accept().expect("a connection");
         socket.set_nonblocking(true).expect("a TCP socket");
         let stream = Stream::Tcp(tokio::net::TcpStream::from_std(socket).expect("a runtime"));
-        let seat = roster.sit(1);
-        let stats = Arc::default();
-        (
-            Client::new(stream, None, None, seat, Arc::new(worker), listener, stats, None, None, Box::new(Uncounted)),
-            peer,
-        )
+        (client_on(stream, roster, state_dir), peer)
+    }
+
+    /// A stream on which everything fails.
+    #[derive(Debug)]
+    struct Failing;
+
+    impl Multiplexed for Failing {
+        fn poll_read(&mut self, _: &mut Context<'_>, _: &mut [u8]) -> Poll<io::Result<usize>> {
+            panic!("on purpose")
+        }
+
+        fn poll_write(&mut self, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
+            panic!("on purpose")
+        }
+
+        fn poll_shutdown(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            panic!("on purpose")
+        }
+    }
+
+    #[tokio::test]
+    async fn a_panic_of_an_http2_connection_is_counted_and_ends_that_connection() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let roster = Roster::new();
+        let client = client_on(Stream::Multiplexed(Box::new(Failing)), &roster, dir.path());
+        let stats = client.stats.clone();
+        tokio::spawn(serve_http2(client)).await.expect("the panic was contained");
+        assert_eq!(stats.rejected(Rejection::Panic), 1);
+        assert!(roster.is_empty(), "its seat was given back");
     }
 
     async fn poll_once<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> {

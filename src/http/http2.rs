@@ -11,6 +11,7 @@ mod text;
 mod wire;
 
 use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::Poll;
@@ -21,7 +22,7 @@ use h2::server::{Builder, Connection, SendResponse};
 use h2::{Reason, RecvStream};
 use http::Request;
 
-use crate::http::connection::serve;
+use crate::http::connection::{contained, serve};
 use crate::http::http2::wire::Wire;
 use crate::http::{Client, Permit};
 use crate::net::Stream;
@@ -128,7 +129,14 @@ enum Event {
 }
 
 /// Serves the connection until the client leaves or is asked to.
-pub async fn serve_http2(mut client: Client) {
+pub async fn serve_http2(client: Client) {
+    let stats = client.stats.clone();
+    // A panic has ended the connection and what it carried with it.
+    let _ = contained(pin!(conversations(client)), &stats).await;
+}
+
+/// Begins a conversation for each request, and drives them all.
+async fn conversations(mut client: Client) {
     client.seat.take().await;
     client.seat.within(client.listener.limits.header_timeout);
     let is_flooded = Arc::new(AtomicBool::new(false));
