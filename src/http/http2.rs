@@ -13,7 +13,7 @@ mod wire;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ use h2::{Reason, RecvStream};
 use http::Request;
 
 use crate::http::connection::{contained, serve};
-use crate::http::http2::wire::Wire;
+use crate::http::http2::wire::{Seen, Wire};
 use crate::http::{Client, Permit};
 use crate::net::Stream;
 use crate::roster::{Interrupt, Seat};
@@ -42,6 +42,9 @@ const SEND_BUFFER: usize = 64 * 1024;
 /// reset one (CVE-2025-8671); more of either ends the connection.
 const MOST_RESETS: usize = 20;
 const MOST_ERRORS: usize = 256;
+/// `h2` counts errors in the life of a connection: one that comes so far is asked to make place for a new one in time, and
+/// loses nothing. A flood is faster than that.
+const ERRORS_OF_A_LIFE: usize = MOST_ERRORS / 2;
 /// Requests of one connection that its client may have given up before they were answered, unless they are fewer than those
 /// that it waited for. Each has cost an origin something, however late the reset came.
 const MOST_GIVEN_UP: usize = 500;
@@ -139,9 +142,9 @@ pub async fn serve_http2(client: Client) {
 async fn conversations(mut client: Client) {
     client.seat.take().await;
     client.seat.within(client.listener.limits.header_timeout);
-    let is_flooded = Arc::new(AtomicBool::new(false));
+    let seen = Arc::new(Seen::default());
     let ahead = std::mem::take(&mut client.buffer);
-    let wire = Wire::new(ahead, client.stream.take(), PREFACE.len(), is_flooded.clone());
+    let wire = Wire::new(ahead, client.stream.take(), PREFACE.len(), seen.clone());
     let handshake = settings(&client).handshake::<_, Bytes>(wire);
     let Ok(Ok(mut connection)) = client.seat.guard(handshake).await else { return };
     client.seat.within(client.listener.limits.idle_timeout);
@@ -150,7 +153,7 @@ async fn conversations(mut client: Client) {
     let seat = &under_way.client.seat;
     let mut is_leaving = false;
     loop {
-        match next(&mut connection, seat, is_leaving, &is_flooded).await {
+        match next(&mut connection, seat, is_leaving, &seen).await {
             Event::Request(_) if under_way.is_wasted() => break,
             Event::Request(request) => begin(&under_way, *request),
             Event::Over => return,
@@ -190,23 +193,21 @@ fn settings(client: &Client) -> Builder {
 }
 
 /// What happens next; drives everything else on the connection meanwhile.
-async fn next(
-    connection: &mut Connection<Wire, Bytes>,
-    seat: &Seat,
-    is_leaving: bool,
-    is_flooded: &AtomicBool,
-) -> Event {
+async fn next(connection: &mut Connection<Wire, Bytes>, seat: &Seat, is_leaving: bool, seen: &Seen) -> Event {
+    let has_lived = || seat.is_leaving() || seen.errors() >= ERRORS_OF_A_LIFE;
     poll_fn(|cx| {
         if let Some(interrupt) = seat.interrupt() {
             return Poll::Ready(Event::Interrupt(interrupt));
         }
-        if seat.is_leaving() && !is_leaving {
+        if !is_leaving && has_lived() {
             return Poll::Ready(Event::Interrupt(Interrupt::Leave));
         }
         match connection.poll_accept(cx) {
-            _ if is_flooded.load(Ordering::Relaxed) => Poll::Ready(Event::Abuse),
+            _ if seen.is_flooded() => Poll::Ready(Event::Abuse),
             Poll::Ready(Some(Ok(request))) => Poll::Ready(Event::Request(Box::new(request))),
             Poll::Ready(None | Some(Err(_))) => Poll::Ready(Event::Over),
+            // Seen while it was polled: nothing else would wake it for that.
+            Poll::Pending if !is_leaving && has_lived() => Poll::Ready(Event::Interrupt(Interrupt::Leave)),
             Poll::Pending => Poll::Pending,
         }
     })

@@ -251,6 +251,52 @@ async fn resets_that_the_client_makes_us_send_end_the_connection() {
     }
 }
 
+/// A balancer's connection carries the mistakes of many clients, for months.
+#[tokio::test]
+async fn errors_that_come_one_by_one_end_no_request() {
+    let (teal, _origin) = stage("").await;
+    let mut client = Raw::connect(teal.address).await;
+    let mut errors = 0;
+    loop {
+        let stream = 4 * errors + 1;
+        client.send([post(stream, "/wait"), window_update(stream, 0x7fff_ffff), get(stream + 2, "/")].concat()).await;
+        // The last of them may come after the goodbye, and is served like the others.
+        let mut is_leaving = false;
+        loop {
+            let frame = client.next().await.expect("the connection goes on");
+            match frame.kind {
+                GOAWAY => {
+                    assert_eq!(frame.code(), NO_ERROR, "after {errors}");
+                    is_leaving = true;
+                }
+                // It waits for the client to have seen the goodbye.
+                PING => drop(client.send(self::frame(PING, 1, 0, &frame.payload)).await),
+                HEADERS if frame.stream == stream + 2 => assert_eq!(frame.status(), 200, "after {errors}"),
+                _ => {}
+            }
+            if frame.stream == stream + 2 && frame.flags & END_STREAM != 0 {
+                break;
+            }
+        }
+        errors += 1;
+        if is_leaving {
+            break;
+        }
+        assert!(errors < 200, "no goodbye");
+    }
+    assert!(errors >= 100, "goodbye after {errors}");
+    // The last word names no error either.
+    while let Some(frame) = client.next().await {
+        match frame.kind {
+            GOAWAY => assert_eq!(frame.code(), NO_ERROR),
+            PING => drop(client.send(self::frame(PING, 1, 0, &frame.payload)).await),
+            _ => {}
+        }
+    }
+    drop(client);
+    all_is_well(&teal, "after a goodbye").await;
+}
+
 #[tokio::test]
 async fn connections_that_open_streams_and_leave_leave_nothing() {
     let (teal, _origin) = stage("").await;

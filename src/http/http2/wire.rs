@@ -1,16 +1,18 @@
-//! What HTTP/2 stands on: the stream of octets, and a count of the frames that come in on it.
+//! What HTTP/2 stands on: the stream of octets, and a count of the frames that tell what kind of client it is.
 //!
 //! Most floods are `h2`'s to refuse. What it lets pass are frames that mean nothing and cost their sender next to nothing:
 //! PING, SETTINGS, PRIORITY, WINDOW_UPDATE, RST_STREAM and unknown ones (CVE-2019-9512 and its kin). A good client sends
-//! few of them for what it asks and gets. Only the heads of frames are looked at, and nothing is kept.
+//! few of them for what it asks and gets. What goes out tells how often it broke the rules. Only the heads of frames are
+//! looked at, and nothing is kept.
 
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
+use h2::Reason;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::http::buffer::Buffer;
@@ -25,22 +27,42 @@ const OCTETS_PER_FRAME: u32 = 8;
 
 const DATA: u8 = 0x0;
 const HEADERS: u8 = 0x1;
+const RST_STREAM: u8 = 0x3;
 const SETTINGS: u8 = 0x4;
 const PING: u8 = 0x6;
+
+/// What the wire has seen of its client.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    is_flooded: AtomicBool,
+    errors: AtomicUsize,
+}
+
+impl Seen {
+    /// Whether too many idle frames have come; from then on nothing is read.
+    pub(super) fn is_flooded(&self) -> bool {
+        self.is_flooded.load(Ordering::Relaxed)
+    }
+
+    /// Streams that were reset because the client has broken the rules.
+    pub(super) fn errors(&self) -> usize {
+        self.errors.load(Ordering::Relaxed)
+    }
+}
 
 /// What was read already, then the rest.
 pub(super) struct Wire {
     ahead: Buffer,
     stream: Stream,
     frames: Frames,
-    is_flooded: Arc<AtomicBool>,
+    sent: Heads,
+    seen: Arc<Seen>,
 }
 
 impl Wire {
-    /// Of a connection that begins with a preface of so many octets. `is_flooded` is raised when too many idle frames have
-    /// come; from then on nothing is read.
-    pub(super) fn new(ahead: Buffer, stream: Stream, preface: usize, is_flooded: Arc<AtomicBool>) -> Wire {
-        Wire { ahead, stream, frames: Frames::behind(preface), is_flooded }
+    /// Of a connection that begins with a preface of so many octets.
+    pub(super) fn new(ahead: Buffer, stream: Stream, preface: usize, seen: Arc<Seen>) -> Wire {
+        Wire { ahead, stream, frames: Frames::behind(preface), sent: Heads::behind(0), seen }
     }
 
     fn poll_fill(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
@@ -53,17 +75,25 @@ impl Wire {
         Poll::Ready(Ok(()))
     }
 
-    fn wrote(&mut self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        if let Poll::Ready(Ok(count)) = &result {
-            self.frames.wrote(*count);
+    /// Of `pieces` so many octets have been written.
+    fn wrote(&mut self, pieces: &[io::IoSlice<'_>], count: usize) {
+        self.frames.wrote(count);
+        let mut left = count;
+        for piece in pieces {
+            let piece = &piece[..piece.len().min(left)];
+            left -= piece.len();
+            self.sent.follow(piece, |head| {
+                if is_complaint(head) {
+                    self.seen.errors.fetch_add(1, Ordering::Relaxed);
+                }
+            });
         }
-        result
     }
 }
 
 impl AsyncRead for Wire {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.is_flooded.load(Ordering::Relaxed) {
+        if self.seen.is_flooded() {
             // Its owner is to look at the flag.
             cx.waker().wake_by_ref();
             return Poll::Pending;
@@ -72,7 +102,7 @@ impl AsyncRead for Wire {
         let result = self.poll_fill(cx, buffer);
         self.frames.read(&buffer.filled()[known..]);
         if self.frames.are_too_many(Instant::now) {
-            self.is_flooded.store(true, Ordering::Relaxed);
+            self.seen.is_flooded.store(true, Ordering::Relaxed);
         }
         result
     }
@@ -80,8 +110,9 @@ impl AsyncRead for Wire {
 
 impl AsyncWrite for Wire {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let result = self.stream.poll_write(cx, bytes);
-        self.wrote(result)
+        let count = ready!(self.stream.poll_write(cx, bytes))?;
+        self.wrote(&[io::IoSlice::new(bytes)], count);
+        Poll::Ready(Ok(count))
     }
 
     fn poll_write_vectored(
@@ -89,8 +120,9 @@ impl AsyncWrite for Wire {
         cx: &mut Context<'_>,
         pieces: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let result = AsyncWrite::poll_write_vectored(Pin::new(&mut self.stream), cx, pieces);
-        self.wrote(result)
+        let count = ready!(AsyncWrite::poll_write_vectored(Pin::new(&mut self.stream), cx, pieces))?;
+        self.wrote(pieces, count);
+        Poll::Ready(Ok(count))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -106,13 +138,64 @@ impl AsyncWrite for Wire {
     }
 }
 
-/// Follows the heads of frames (RFC 9113 §4.1).
+/// Octets of a head (RFC 9113 §4.1), and of one with the code of an RST_STREAM.
+const HEAD: usize = 9;
+const RESET: usize = HEAD + 4;
+
+/// Whether it is an RST_STREAM that says that the other side has broken the rules. Refusals and what ends for reasons of an
+/// origin or of ours are none.
+fn is_complaint(head: &[u8; RESET]) -> bool {
+    let [.., a, b, c, d] = *head;
+    let code = Reason::from(u32::from_be_bytes([a, b, c, d]));
+    let is_broken_rule = matches!(
+        code,
+        Reason::PROTOCOL_ERROR | Reason::FLOW_CONTROL_ERROR | Reason::STREAM_CLOSED | Reason::FRAME_SIZE_ERROR
+    );
+    head[3] == RST_STREAM && is_broken_rule
+}
+
+/// Finds the heads of frames.
 #[derive(Debug)]
-struct Frames {
+struct Heads {
     /// Octets up to the next head.
     skip: usize,
-    head: [u8; 9],
+    head: [u8; RESET],
     known: usize,
+}
+
+impl Heads {
+    fn behind(preface: usize) -> Heads {
+        Heads { skip: preface, head: [0; RESET], known: 0 }
+    }
+
+    /// Calls `each` for every head that the next octets complete.
+    fn follow(&mut self, mut bytes: &[u8], mut each: impl FnMut(&[u8; RESET])) {
+        loop {
+            let skipped = self.skip.min(bytes.len());
+            self.skip -= skipped;
+            bytes = &bytes[skipped..];
+            let wanted = if self.known >= HEAD { RESET } else { HEAD };
+            let count = bytes.len().min(wanted - self.known);
+            if count == 0 {
+                return;
+            }
+            self.head[self.known..self.known + count].copy_from_slice(&bytes[..count]);
+            self.known += count;
+            bytes = &bytes[count..];
+            if self.known == RESET || (self.known == HEAD && self.head[3] != RST_STREAM) {
+                let [a, b, c, ..] = self.head;
+                self.skip = (u32::from_be_bytes([0, a, b, c]) as usize).saturating_sub(self.known - HEAD);
+                self.known = 0;
+                each(&self.head);
+            }
+        }
+    }
+}
+
+/// Counts the frames that come in.
+#[derive(Debug)]
+struct Frames {
+    heads: Heads,
     /// Idle frames that nothing was good for.
     idle: u32,
     /// Octets written since the last that were good for one.
@@ -123,39 +206,19 @@ struct Frames {
 
 impl Frames {
     fn behind(preface: usize) -> Frames {
-        Frames { skip: preface, head: [0; 9], known: 0, idle: 0, written: 0, since: Instant::now() }
+        Frames { heads: Heads::behind(preface), idle: 0, written: 0, since: Instant::now() }
     }
 
-    fn read(&mut self, mut bytes: &[u8]) {
-        loop {
-            let skipped = self.skip.min(bytes.len());
-            self.skip -= skipped;
-            bytes = &bytes[skipped..];
-            let count = bytes.len().min(self.head.len() - self.known);
-            if count == 0 {
-                return;
-            }
-            self.head[self.known..self.known + count].copy_from_slice(&bytes[..count]);
-            self.known += count;
-            bytes = &bytes[count..];
-            if self.known == self.head.len() {
-                self.frame();
-            }
-        }
-    }
-
-    fn frame(&mut self) {
-        let [a, b, c, kind, ..] = self.head;
-        self.skip = u32::from_be_bytes([0, a, b, c]) as usize;
-        self.known = 0;
-        match kind {
+    fn read(&mut self, bytes: &[u8]) {
+        let idle = &mut self.idle;
+        self.heads.follow(bytes, |head| match head[3] {
             // Windows and the budgets of `h2` bound it.
             DATA => {}
-            HEADERS => self.idle = self.idle.saturating_sub(PER_REQUEST),
+            HEADERS => *idle = idle.saturating_sub(PER_REQUEST),
             // They make us answer.
-            SETTINGS | PING => self.idle = self.idle.saturating_add(4),
-            _ => self.idle = self.idle.saturating_add(1),
-        }
+            SETTINGS | PING => *idle = idle.saturating_add(4),
+            _ => *idle = idle.saturating_add(1),
+        });
     }
 
     fn wrote(&mut self, count: usize) {
@@ -192,11 +255,28 @@ mod tests {
 
     #[test]
     fn frames_are_counted_wherever_their_octets_are_cut() {
-        let bytes = [vec![PING; 24], frame(SETTINGS, 6), frame(DATA, 300), frame(PING, 8), frame(0xb, 0)].concat();
+        let frames = [frame(SETTINGS, 6), frame(DATA, 300), frame(RST_STREAM, 4), frame(PING, 8), frame(0xb, 0)];
+        let bytes = [vec![PING; 24], frames.concat()].concat();
         for size in [1, 2, 9, 10, 100, bytes.len()] {
             let mut frames = Frames::behind(24);
             bytes.chunks(size).for_each(|piece| frames.read(piece));
-            assert_eq!((frames.idle, frames.skip, frames.known), (9, 0, 0), "in pieces of {size}");
+            assert_eq!((frames.idle, frames.heads.skip, frames.heads.known), (10, 0, 0), "in pieces of {size}");
+        }
+    }
+
+    #[test]
+    fn only_what_the_client_is_to_blame_for_is_a_complaint() {
+        let reset = |code: Reason| [&frame(RST_STREAM, 4)[..HEAD], &u32::from(code).to_be_bytes()].concat();
+        let blame = [Reason::PROTOCOL_ERROR, Reason::FLOW_CONTROL_ERROR, Reason::STREAM_CLOSED];
+        let others = [Reason::NO_ERROR, Reason::REFUSED_STREAM, Reason::CANCEL, Reason::INTERNAL_ERROR];
+        let codes = blame.into_iter().chain(others).map(reset);
+        let bytes = codes.chain([frame(DATA, 300), frame(PING, 8)]).collect::<Vec<_>>().concat();
+        for size in [1, 2, 13, 100, bytes.len()] {
+            let (mut heads, mut complaints) = (Heads::behind(0), 0);
+            bytes
+                .chunks(size)
+                .for_each(|piece| heads.follow(piece, |head| complaints += usize::from(is_complaint(head))));
+            assert_eq!(complaints, blame.len(), "in pieces of {size}");
         }
     }
 
