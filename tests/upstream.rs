@@ -316,8 +316,8 @@ async fn echo(mut body: RecvStream, mut respond: SendResponse<Bytes>, refused_at
     body.send_data(seen.into(), true).expect("an open stream");
 }
 
-/// A proxy with two endpoints, of whose requests every other one is refused when so many octets of its body have come, and
-/// the count of those requests.
+/// A proxy with two endpoints, of whose requests every other one is refused when so many octets of its body have come,
+/// and the count of those requests.
 async fn refusing(octets: usize) -> (Teal, Arc<AtomicUsize>) {
     let asked = Arc::new(AtomicUsize::new(0));
     let endpoint = || {

@@ -42,8 +42,8 @@ const SEND_BUFFER: usize = 64 * 1024;
 /// reset one (CVE-2025-8671); more of either ends the connection.
 const MOST_RESETS: usize = 20;
 const MOST_ERRORS: usize = 256;
-/// `h2` counts errors in the life of a connection: one that comes so far is asked to make place for a new one in time, and
-/// loses nothing. A flood is faster than that.
+/// `h2` counts errors in the life of a connection: one that comes so far is asked to make place for a new one in time,
+/// and loses nothing. A flood is faster than that.
 const ERRORS_OF_A_LIFE: usize = MOST_ERRORS / 2;
 /// Requests of one connection that its client may have given up before they were answered, unless they are fewer than those
 /// that it waited for. Each has cost an origin something, however late the reset came.

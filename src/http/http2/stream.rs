@@ -96,8 +96,9 @@ impl Sending {
         }
     }
 
-    /// Sends what has come with the head of a request, up to one step, without waiting for a grant: there is none before the
-    /// stream is open, and that is done by the connection's own task, later. `h2` keeps it until then. Says how much it was.
+    /// Sends what has come with the head of a request, up to one step, without waiting for a grant: there is none
+    /// before the stream is open, and that is done by the connection's own task, later. `h2` keeps it until then. Says
+    /// how much it was.
     pub(super) fn begin(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let Sending::Body(send, decoder) = self else { return Ok(0) };
         let count = send_some(send, decoder, STEP, bytes)?;
@@ -189,8 +190,8 @@ fn is_upgrade(head: &[u8]) -> bool {
     head.starts_with(b"HTTP/1.1 101 ")
 }
 
-/// Sends a piece of a body, at most `room` octets of data; says how much of `bytes` that was. What frames the body takes
-/// nothing of the grant, so its end never waits for one.
+/// Sends a piece of a body, at most `room` octets of data; says how much of `bytes` that was. What frames the body
+/// takes nothing of the grant, so its end never waits for one.
 fn send_some(send: &mut SendStream<Bytes>, decoder: &mut Decoder, room: usize, bytes: &[u8]) -> io::Result<usize> {
     let mut trailers = Vec::new();
     let step = decoder.step_within(room, bytes, &mut trailers).map_err(|_| io::ErrorKind::InvalidData)?;

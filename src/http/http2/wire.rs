@@ -1,9 +1,9 @@
 //! What HTTP/2 stands on: the stream of octets, and a count of the frames that tell what kind of client it is.
 //!
 //! Most floods are `h2`'s to refuse. What it lets pass are frames that mean nothing and cost their sender next to nothing:
-//! PING, SETTINGS, PRIORITY, WINDOW_UPDATE, RST_STREAM and unknown ones (CVE-2019-9512 and its kin). A good client sends
-//! few of them for what it asks and gets. What goes out tells how often it broke the rules. Only the heads of frames are
-//! looked at, and nothing is kept.
+//! PING, SETTINGS, PRIORITY, WINDOW_UPDATE, RST_STREAM and unknown ones (CVE-2019-9512 and its kin). A good client
+//! sends few of them for what it asks and gets. What goes out tells how often it broke the rules. Only the heads of
+//! frames are looked at, and nothing is kept.
 
 use std::io;
 use std::pin::Pin;
@@ -142,8 +142,8 @@ impl AsyncWrite for Wire {
 const HEAD: usize = 9;
 const RESET: usize = HEAD + 4;
 
-/// Whether it is an RST_STREAM that says that the other side has broken the rules. Refusals and what ends for reasons of an
-/// origin or of ours are none.
+/// Whether it is an RST_STREAM that says that the other side has broken the rules. Refusals and what ends for reasons
+/// of an origin or of ours are none.
 fn is_complaint(head: &[u8; RESET]) -> bool {
     let [.., a, b, c, d] = *head;
     let code = Reason::from(u32::from_be_bytes([a, b, c, d]));
