@@ -1,6 +1,5 @@
 //! Moving bodies on without keeping them.
 //!
-//! A [`Decoder`] follows the framing of one side strictly; a [`Pump`] moves what it yields to the other side in that
 //! A [`Decoder`] follows the framing of one side; a [`Pump`] moves what it yields to the other side in that
 //! side's framing. A pump holds at most what the receiver has not taken yet, and reads nothing more until it has.
 
