@@ -16,6 +16,9 @@ use teal::http::fuzzing::{Answer, Body, answer};
 
 use reader::Head;
 
+/// Of an answer that teal reads.
+const MOST_FIELDS: usize = 256;
+
 fuzz_target!(|data: &[u8]| {
     let [settings, data @ ..] = data else { return };
     let [to_head, to_http_10, closes] = [1, 2, 4].map(|flag| settings & flag != 0);
@@ -39,6 +42,10 @@ fn goes_on(understood: &Answer, to_head: bool, to_http_10: bool, closes: bool) {
     connection(&head, understood, closes);
     for name in ["keep-alive", "proxy-connection"] {
         assert_eq!(head.only(name), Ok(None));
+    }
+    // With one of ours, the fields may be too many for a reader with our limit.
+    if head.fields.len() > MOST_FIELDS {
+        return;
     }
     let again = answer(&understood.sent, to_head, to_http_10, closes).expect("a valid answer").expect("a whole answer");
     assert_eq!((again.status, again.body), (understood.status, understood.delivered));
