@@ -21,13 +21,22 @@ pub use pipe::{MOST_PIPES, Pipe};
 /// Size of the scratch space in which bodies and tunnels are moved.
 const SCRATCH: usize = 512 * 1024;
 
+/// Where in a page of memory it begins. From there it is copied into records of TLS, which begin with a page or close to it: on
+/// AMD Zen 3 and 4 `rep movsb`, by which libc and the kernel copy, takes 30 times as long when the destination is less than
+/// 16 octets further into its page than the source, and a record's head has 5.
+const INTO_PAGE: usize = PAGE / 2;
+const PAGE: usize = 4096;
+
 thread_local! {
-    static SPACE: RefCell<Vec<u8>> = RefCell::new(vec![0; SCRATCH]);
+    static SPACE: RefCell<Vec<u8>> = RefCell::new(vec![0; SCRATCH + PAGE]);
 }
 
 /// Runs `use_it` with the worker's scratch space, which holds garbage before and after.
 pub fn with_scratch<T>(use_it: impl FnOnce(&mut [u8]) -> T) -> T {
-    SPACE.with_borrow_mut(|space| use_it(space))
+    SPACE.with_borrow_mut(|space| {
+        let begin = (INTO_PAGE + PAGE - space.as_ptr().addr() % PAGE) % PAGE;
+        use_it(&mut space[begin..begin + SCRATCH])
+    })
 }
 
 /// When the system asks whether the other side of a silent connection is still there, and how often it asks again: a client
