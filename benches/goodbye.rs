@@ -24,7 +24,7 @@ use teal::drain::{DrainReport, DrainState};
 use teal::stream::events::Events;
 use teal::stream::frames::{Frames, Place, Sender};
 
-use support::contestant::{Contestant, HOST, Name, Setup, free_address, wait_until_ready, written};
+use support::contestant::{Contestant, HOST, Name, Setup, free_addresses, wait_until_ready, written};
 use support::crowd::{Crowd, Farewell};
 use support::load::{self, Load, Window, Work};
 use support::machine::Machine;
@@ -251,7 +251,7 @@ impl Stage {
         let (cores, folder) = (Cores::choose()?, tempfile::tempdir()?);
         let (blue, first) = origin::start_process("blue", cores.origin, folder.path())?;
         let (green, second) = origin::start_process("green", cores.origin, folder.path())?;
-        let (address, admin) = (free_address()?, free_address()?);
+        let [address, admin] = free_addresses()?;
         let config = config(folder.path(), (address, admin), (blue, green), sockets, spread);
         let arguments = ["run".into(), "--config".into(), written(folder.path(), "teal.toml", &config)?];
         let program = Name::Teal.program().context("teal is not built")?;

@@ -27,7 +27,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 
 use clients::{Crowd, PATIENCE, Tally};
-use support::contestant::{Name, free_address, wait_until_ready, written};
+use support::contestant::{Name, free_addresses, wait_until_ready, written};
 use support::machine::Machine;
 use support::origin;
 use support::process::{self, Cores, Process};
@@ -119,7 +119,7 @@ impl Stage {
         let (green, second) = origin::start_process("green", cores.origin, folder.path())?;
         let events = [origins::start(cores.origin, origins::events)?, origins::start(cores.origin, origins::events)?];
         let liar = origins::start(cores.origin, origins::lies)?;
-        let (address, admin) = (free_address()?, free_address()?);
+        let [address, admin] = free_addresses()?;
         let config = config(folder.path(), (address, admin), [blue, green], events, liar);
         let arguments = ["run".into(), "--config".into(), written(folder.path(), "teal.toml", &config)?];
         let program = Name::Teal.program().context("teal is not built")?;

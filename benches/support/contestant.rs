@@ -112,9 +112,9 @@ impl Contestant {
         let folder = setup.folder.join(name.as_str());
         fs::create_dir_all(&folder)?;
         let setup = &Setup { folder: &folder, ..*setup };
-        let address = free_address()?;
+        let [address, admin] = free_addresses()?;
         let arguments = match name {
-            Name::Teal => teal(address, setup)?,
+            Name::Teal => teal(address, admin, setup)?,
             Name::Nginx => nginx(address, setup)?,
             Name::Haproxy => haproxy(address, setup)?,
             Name::Relay => ["--relay".into(), address.to_string().into(), setup.origin.to_string().into()].into(),
@@ -136,7 +136,20 @@ pub(crate) fn route(number: usize) -> (String, String) {
 
 /// An address that nothing listens on at the moment.
 pub(crate) fn free_address() -> Result<SocketAddr> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
+    let [address] = free_addresses()?;
+    Ok(address)
+}
+
+/// Several of them: asked for one by one, they might be the same.
+pub(crate) fn free_addresses<const COUNT: usize>() -> Result<[SocketAddr; COUNT]> {
+    let mut held = Vec::with_capacity(COUNT);
+    let mut addresses = [SocketAddr::from(([127, 0, 0, 1], 0)); COUNT];
+    for address in &mut addresses {
+        let listener = TcpListener::bind(*address)?;
+        *address = listener.local_addr()?;
+        held.push(listener);
+    }
+    Ok(addresses)
 }
 
 /// Waits for the first 200; fails with what the process printed if it ends before, or takes too long.
@@ -171,18 +184,17 @@ fn answers(address: SocketAddr) -> bool {
         && head == *ANSWER
 }
 
-fn teal(address: SocketAddr, setup: &Setup<'_>) -> Result<Vec<OsString>> {
+fn teal(address: SocketAddr, admin: SocketAddr, setup: &Setup<'_>) -> Result<Vec<OsString>> {
     let tls = |identity: &Identity| {
         format!("tls = {{ certificates = [{{ cert = {:?}, key = {:?} }}] }}\n", identity.cert, identity.key)
     };
     let mut config = format!(
         "state_dir = {:?}\nworkers = 1\n\
-         [admin]\nlisten = \"{}\"\n\
+         [admin]\nlisten = \"{admin}\"\n\
          [limits]\nconnections = {MOST_CONNECTIONS}\n\
          [[listeners]]\nlisten = \"{address}\"\n{}\
          [services.app]\nactive = \"blue\"\nblue = [\"{}\"]\ngreen = []\nprotocol = \"{}\"\n",
         setup.folder.join("state"),
-        free_address()?,
         setup.identity.map(tls).unwrap_or_default(),
         setup.origin,
         if setup.is_h2c { "h2c" } else { "http1" },

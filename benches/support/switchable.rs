@@ -20,7 +20,8 @@ use teal::drain::DrainReport;
 use teal::state::Receipt;
 
 use super::contestant::{
-    HAPROXY_COMMON, NGINX_KEPT, Name, free_address, nginx_arguments, nginx_common, wait_until_ready, written,
+    HAPROXY_COMMON, NGINX_KEPT, Name, free_address, free_addresses, nginx_arguments, nginx_common, wait_until_ready,
+    written,
 };
 use super::process::Process;
 
@@ -102,7 +103,7 @@ fn running(name: Name, core: usize, arguments: &[OsString], address: SocketAddr,
 }
 
 fn teal(core: usize, colors: Colors, services: usize, folder: &Path) -> Result<Switchable> {
-    let (address, admin) = (free_address()?, free_address()?);
+    let [address, admin] = free_addresses()?;
     let mut config = format!(
         "state_dir = {:?}\nworkers = 1\n[admin]\nlisten = \"{admin}\"\n[limits]\nconnections = 1000\n\
          [[listeners]]\nlisten = \"{address}\"\n",
