@@ -208,7 +208,8 @@ async fn connection(
     }
     let stats = request.passage.stats();
     client.seat.within(request.passage.service().config.connect_timeout);
-    let connecting = async {
+    // Boxed, since few requests wait for a connection: in place, every client's task would be three times as large for it.
+    let connecting = Box::pin(async {
         let stream = upstream::connect(endpoint, endpoint.address()).await?;
         if !is_shared {
             return Ok(stream);
@@ -218,7 +219,7 @@ async fn connection(
         let stream = opener.open().ok_or_else(|| io::Error::other("the endpoint takes no request"))?;
         endpoint.put_shared(client.worker.id, opener);
         Ok(stream)
-    };
+    });
     let result = match client.seat.guard(connecting).await {
         Ok(Ok(stream)) => Ok(stream),
         Ok(Err(error)) if upstream::is_ours(&error) => Err(Failure::Exhausted(error)),
