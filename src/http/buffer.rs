@@ -9,7 +9,7 @@ use crate::net::{Stream, with_scratch};
 /// Size of a buffer as borrowed; a large request head makes it grow.
 pub(crate) const SIZE: usize = 16 * 1024;
 /// Unused buffers that one worker keeps.
-const KEPT: usize = 256;
+const KEPT: usize = 32;
 
 thread_local! {
     static FREE: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
