@@ -400,17 +400,18 @@ impl Pump {
 }
 
 pub(crate) fn push_chunk(out: &mut Vec<u8>, data: &[u8]) {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let mut started = false;
-    for shift in (0..usize::BITS / 4).rev() {
-        let digit = (data.len() >> (shift * 4)) & 0xf;
-        started |= digit != 0;
-        if started {
-            out.push(DIGITS[digit]);
-        }
-    }
-    out.extend_from_slice(b"\r\n");
+    push_chunk_size(out, data.len());
     out.extend_from_slice(data);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// The line before a chunk (RFC 9112 §7.1).
+pub(crate) fn push_chunk_size(out: &mut Vec<u8>, length: usize) {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let digits = (usize::BITS - length.leading_zeros()).div_ceil(4).max(1);
+    for shift in (0..digits).rev() {
+        out.push(DIGITS[(length >> (shift * 4)) & 0xf]);
+    }
     out.extend_from_slice(b"\r\n");
 }
 
@@ -438,4 +439,18 @@ pub(crate) fn push_field(out: &mut Vec<u8>, name: &str, value: &[u8]) {
     out.extend_from_slice(b": ");
     out.extend_from_slice(value);
     out.extend_from_slice(b"\r\n");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_size_of_a_chunk_is_its_shortest_hexadecimal_number() {
+        for length in [0, 1, 9, 10, 15, 16, 255, 256, 4096, 0xabcdef, usize::MAX] {
+            let mut line = Vec::new();
+            push_chunk_size(&mut line, length);
+            assert_eq!(line, format!("{length:x}\r\n").as_bytes());
+        }
+    }
 }

@@ -26,7 +26,7 @@ use crate::http::connection::{contained, serve};
 use crate::http::http2::wire::{Seen, Wire};
 use crate::http::{Client, Permit};
 use crate::net::Stream;
-use crate::roster::{Interrupt, Seat};
+use crate::roster::Interrupt;
 
 /// How a connection begins whose client knows that we speak HTTP/2 (RFC 9113 §3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -121,9 +121,8 @@ impl Drop for Share {
     }
 }
 
-/// What happens on a connection.
+/// What happens on a connection besides requests.
 enum Event {
-    Request(Box<(Request<RecvStream>, SendResponse<Bytes>)>),
     /// It has ended.
     Over,
     /// It costs more than it is good for.
@@ -138,7 +137,7 @@ pub async fn serve_http2(client: Client) {
     let _ = contained(pin!(conversations(client)), &stats).await;
 }
 
-/// Begins a conversation for each request, and drives them all.
+/// Drives a connection from its first octets to its end.
 async fn conversations(mut client: Client) {
     client.seat.take().await;
     client.seat.within(client.listener.limits.header_timeout);
@@ -153,9 +152,7 @@ async fn conversations(mut client: Client) {
     let seat = &under_way.client.seat;
     let mut is_leaving = false;
     loop {
-        match next(&mut connection, seat, is_leaving, &seen).await {
-            Event::Request(_) if under_way.is_wasted() => break,
-            Event::Request(request) => begin(&under_way, *request),
+        match converse(&mut connection, &under_way, is_leaving, &seen).await {
             Event::Over => return,
             Event::Abuse => break,
             Event::Interrupt(Interrupt::Cut) => return,
@@ -192,29 +189,38 @@ fn settings(client: &Client) -> Builder {
     builder
 }
 
-/// What happens next; drives everything else on the connection meanwhile.
-async fn next(connection: &mut Connection<Wire, Bytes>, seat: &Seat, is_leaving: bool, seen: &Seen) -> Event {
+/// Begins a conversation for each request, and drives everything else on the connection, until something else happens.
+async fn converse(
+    connection: &mut Connection<Wire, Bytes>,
+    under_way: &Arc<UnderWay>,
+    is_leaving: bool,
+    seen: &Seen,
+) -> Event {
+    let seat = &under_way.client.seat;
     let has_lived = || seat.is_leaving() || seen.errors() >= ERRORS_OF_A_LIFE;
     poll_fn(|cx| {
-        if let Some(interrupt) = seat.interrupt() {
-            return Poll::Ready(Event::Interrupt(interrupt));
-        }
-        if !is_leaving && has_lived() {
-            return Poll::Ready(Event::Interrupt(Interrupt::Leave));
-        }
-        match connection.poll_accept(cx) {
-            _ if seen.is_flooded() => Poll::Ready(Event::Abuse),
-            Poll::Ready(Some(Ok(request))) => Poll::Ready(Event::Request(Box::new(request))),
-            Poll::Ready(None | Some(Err(_))) => Poll::Ready(Event::Over),
-            // Seen while it was polled: nothing else would wake it for that.
-            Poll::Pending if !is_leaving && has_lived() => Poll::Ready(Event::Interrupt(Interrupt::Leave)),
-            Poll::Pending => Poll::Pending,
+        loop {
+            if let Some(interrupt) = seat.interrupt() {
+                return Poll::Ready(Event::Interrupt(interrupt));
+            }
+            if !is_leaving && has_lived() {
+                return Poll::Ready(Event::Interrupt(Interrupt::Leave));
+            }
+            match connection.poll_accept(cx) {
+                _ if seen.is_flooded() => return Poll::Ready(Event::Abuse),
+                Poll::Ready(Some(Ok(_))) if under_way.is_wasted() => return Poll::Ready(Event::Abuse),
+                Poll::Ready(Some(Ok((request, respond)))) => begin(under_way, request, respond),
+                Poll::Ready(None | Some(Err(_))) => return Poll::Ready(Event::Over),
+                // Seen while it was polled: nothing else would wake it for that.
+                Poll::Pending if !is_leaving && has_lived() => return Poll::Ready(Event::Interrupt(Interrupt::Leave)),
+                Poll::Pending => return Poll::Pending,
+            }
         }
     })
     .await
 }
 
-fn begin(under_way: &Arc<UnderWay>, (request, mut respond): (Request<RecvStream>, SendResponse<Bytes>)) {
+fn begin(under_way: &Arc<UnderWay>, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
     let (parts, body) = request.into_parts();
     let Some(head) = text::request_head(&parts, &body) else {
         return respond.send_reset(Reason::PROTOCOL_ERROR);

@@ -8,6 +8,7 @@ use bytes::{Buf, Bytes};
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 
+use crate::http::body::push_chunk_size;
 use crate::http::decoder::Decoder;
 use crate::http::head::Framing;
 use crate::http::http2::UnderWay;
@@ -34,10 +35,12 @@ pub(super) struct Exchange {
 /// A message as text, as far as it has come in and not been read.
 #[derive(Debug)]
 pub(super) struct Text {
-    /// Goes before `data`, then `data`, then the line end behind a chunk.
-    before: Bytes,
+    /// Goes before `data`, from `at` on: a head, the size of a chunk, or the end.
+    before: Vec<u8>,
+    at: usize,
     data: Bytes,
-    after: Bytes,
+    /// The line end behind a chunk, and the last one if it follows.
+    after: &'static [u8],
     pub(super) state: Reading,
 }
 
@@ -257,11 +260,11 @@ pub(super) fn broken(error: h2::Error) -> io::Error {
 
 impl Text {
     pub(super) fn new(head: Vec<u8>, state: Reading) -> Text {
-        Text { before: head.into(), data: Bytes::new(), after: Bytes::new(), state }
+        Text { before: head, at: 0, data: Bytes::new(), after: b"", state }
     }
 
     fn is_empty(&self) -> bool {
-        self.before.is_empty() && self.data.is_empty() && self.after.is_empty()
+        self.at == self.before.len() && self.data.is_empty() && self.after.is_empty()
     }
 
     /// Whether all of it has been read.
@@ -305,14 +308,15 @@ impl Text {
             (Reading::Chunked, Some(data)) => {
                 self.data = data.map_err(broken)?;
                 let is_last = body.is_end_stream();
-                self.after = Bytes::from_static(match (self.data.is_empty(), is_last) {
+                self.after = match (self.data.is_empty(), is_last) {
                     (true, false) => b"",
                     (true, true) => b"0\r\n\r\n",
                     (false, false) => b"\r\n",
                     (false, true) => b"\r\n0\r\n\r\n",
-                });
-                if !self.data.is_empty() {
-                    self.before = text::chunk_size(self.data.len());
+                };
+                let length = self.data.len();
+                if length > 0 {
+                    push_chunk_size(self.anew(), length);
                 }
                 if is_last {
                     self.state = Reading::Over;
@@ -320,8 +324,7 @@ impl Text {
             }
             (Reading::Chunked, None) => {
                 let trailers = ready!(body.poll_trailers(cx)).map_err(broken)?;
-                let section = trailers.map_or(b"\r\n".to_vec(), |fields| text::trailers(&fields));
-                self.before = [&b"0\r\n"[..], &section].concat().into();
+                text::push_end(self.anew(), trailers.as_ref());
                 self.state = Reading::Over;
             }
             (_, _) => self.state = Reading::Over,
@@ -329,22 +332,31 @@ impl Text {
         Poll::Ready(Ok(()))
     }
 
+    /// What goes before the next data, in memory that is there already.
+    fn anew(&mut self) -> &mut Vec<u8> {
+        self.before.clear();
+        self.at = 0;
+        &mut self.before
+    }
+
     /// Moves what there is into `buffer`; says how much, and how much of that was data.
     fn take(&mut self, buffer: &mut [u8]) -> (usize, usize) {
-        let mut at = 0;
-        let mut data = 0;
-        for (index, part) in [&mut self.before, &mut self.data, &mut self.after].into_iter().enumerate() {
-            let count = part.len().min(buffer.len() - at);
-            buffer[at..at + count].copy_from_slice(&part[..count]);
-            part.advance(count);
-            at += count;
-            data += if index == 1 { count } else { 0 };
-            if !part.is_empty() {
-                break;
-            }
-        }
-        (at, data)
+        let before = fill(buffer, &self.before[self.at..]);
+        self.at += before;
+        let data = fill(&mut buffer[before..], &self.data);
+        self.data.advance(data);
+        // What is behind has to wait for the data: there is no room for it before.
+        let after = fill(&mut buffer[before + data..], self.after);
+        self.after = &self.after[after..];
+        (before + data + after, data)
     }
+}
+
+/// Copies as much as there is room for; says how much.
+fn fill(room: &mut [u8], from: &[u8]) -> usize {
+    let count = from.len().min(room.len());
+    room[..count].copy_from_slice(&from[..count]);
+    count
 }
 
 impl Multiplexed for Exchange {

@@ -3,18 +3,20 @@
 //! `h2` has seen to it by then that pseudo-header fields are complete, that names are lower-case tokens and values hold no
 //! line break, and that no field belongs to the connection. The strict reader of HTTP/1.1 heads judges the result again.
 
+use std::borrow::Cow;
 use std::io;
 use std::mem::MaybeUninit;
+use std::sync::LazyLock;
 
-use bytes::Bytes;
 use h2::RecvStream;
 use h2::ext::Protocol;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, Uri};
+use memchr::memmem::Finder;
 
 use crate::http::body::{MAX_TRAILER_FIELDS, push_field};
-use crate::http::head::Framing;
+use crate::http::head::{Framing, Known};
 
 /// Header fields of an answer of ours.
 const MAX_FIELDS: usize = 300;
@@ -25,19 +27,28 @@ const MAX_REQUEST_FIELDS: usize = 1024;
 #[derive(Debug, Default)]
 pub(super) struct HeadText(Vec<u8>);
 
+/// How a head ends. Prepared once: making a search costs as much as many searches.
+static END: LazyLock<Finder<'_>> = LazyLock::new(|| Finder::new(b"\r\n\r\n"));
+
 impl HeadText {
     /// Takes octets up to the end of the head; says how many, and gives the head if it is whole.
     ///
     /// # Errors
     /// It grows beyond `most` octets.
-    pub(super) fn take(&mut self, bytes: &[u8], most: usize) -> io::Result<(usize, Option<Vec<u8>>)> {
+    pub(super) fn take<'b>(&mut self, bytes: &'b [u8], most: usize) -> io::Result<(usize, Option<Cow<'b, [u8]>>)> {
         let known = self.0.len();
+        if known == 0
+            && let Some(end) = END.find(bytes)
+        {
+            let length = end + 4;
+            return Ok((length, Some(Cow::Borrowed(&bytes[..length]))));
+        }
         self.0.extend_from_slice(bytes);
         let from = known.saturating_sub(3);
-        match memchr::memmem::find(&self.0[from..], b"\r\n\r\n") {
+        match END.find(&self.0[from..]) {
             Some(end) => {
                 self.0.truncate(from + end + 4);
-                Ok((self.0.len() - known, Some(std::mem::take(&mut self.0))))
+                Ok((self.0.len() - known, Some(Cow::Owned(std::mem::take(&mut self.0)))))
             }
             None if self.0.len() > most => Err(io::ErrorKind::InvalidData.into()),
             None => Ok((bytes.len(), None)),
@@ -82,6 +93,9 @@ fn push_host(out: &mut Vec<u8>, parts: &Parts) {
     if let Some(authority) = authority {
         push_field(out, "Host", authority);
     }
+    if !has(&parts.headers, &header::HOST) {
+        return;
+    }
     let mut hosts = parts.headers.get_all(header::HOST).iter();
     let says_the_same =
         |host: &HeaderValue| authority.is_some_and(|authority| authority.eq_ignore_ascii_case(host.as_bytes()));
@@ -119,7 +133,7 @@ fn push_handshake(out: &mut Vec<u8>) {
 
 /// How the body goes on: `h2` holds it against a `Content-Length`; without one only its end tells, which is returned.
 fn push_framing(out: &mut Vec<u8>, parts: &Parts, body: &RecvStream) -> bool {
-    if parts.headers.contains_key(header::CONTENT_LENGTH) {
+    if has(&parts.headers, &header::CONTENT_LENGTH) {
         return false;
     }
     if !body.is_end_stream() {
@@ -132,12 +146,43 @@ fn push_framing(out: &mut Vec<u8>, parts: &Parts, body: &RecvStream) -> bool {
     false
 }
 
-/// Trailer fields as text, with the empty line behind them.
-pub(super) fn trailers(fields: &HeaderMap) -> Vec<u8> {
-    let mut out = Vec::new();
-    fields.iter().for_each(|(name, value)| push_field(&mut out, name.as_str(), value.as_bytes()));
+/// Whether there is such a field. Heads are short: looking at all names takes less than hashing one.
+fn has(fields: &HeaderMap, wanted: &HeaderName) -> bool {
+    fields.keys().any(|name| name == wanted)
+}
+
+/// A name, without memory of its own for those that every request of ours has.
+fn name_of(text: &str) -> Option<HeaderName> {
+    const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+    const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+    const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+    const FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
+    match Known::of(text) {
+        Known::RequestId => Some(REQUEST_ID),
+        Known::ForwardedFor => Some(FORWARDED_FOR),
+        Known::ForwardedProto => Some(FORWARDED_PROTO),
+        Known::ForwardedHost => Some(FORWARDED_HOST),
+        Known::ForwardedPort => Some(FORWARDED_PORT),
+        _ => HeaderName::from_bytes(text.as_bytes()).ok(),
+    }
+}
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The value of a field. That of an id never comes twice: `h2` is told not to remember it, for it looks at all values of a
+/// name that it remembers whenever it sends another.
+fn value_of(name: &HeaderName, octets: &[u8]) -> Option<HeaderValue> {
+    let mut value = HeaderValue::from_bytes(octets).ok()?;
+    value.set_sensitive(*name == REQUEST_ID);
+    Some(value)
+}
+
+/// The end of a chunked body: its trailer fields, and the empty line behind them.
+pub(super) fn push_end(out: &mut Vec<u8>, trailers: Option<&HeaderMap>) {
+    out.extend_from_slice(b"0\r\n");
+    let fields = trailers.into_iter().flatten();
+    fields.for_each(|(name, value)| push_field(out, name.as_str(), value.as_bytes()));
     out.extend_from_slice(b"\r\n");
-    out
 }
 
 /// The head of an answer.
@@ -156,9 +201,10 @@ pub(super) fn answer_head(text: &[u8]) -> Option<AnswerHead> {
     let Ok(httparse::Status::Complete(_)) = read else { return None };
     let mut response = Response::new(());
     *response.status_mut() = StatusCode::from_u16(parsed.code?).ok()?;
+    *response.headers_mut() = HeaderMap::with_capacity(parsed.headers.len());
     let mut head = AnswerHead { response, length: None, is_chunked: false };
     for field in parsed.headers.iter() {
-        let name = HeaderName::from_bytes(field.name.as_bytes()).ok()?;
+        let name = name_of(field.name)?;
         match name {
             header::CONNECTION | header::UPGRADE => continue,
             header::TRANSFER_ENCODING => {
@@ -171,7 +217,7 @@ pub(super) fn answer_head(text: &[u8]) -> Option<AnswerHead> {
         match name.as_str() {
             "keep-alive" | "proxy-connection" | "sec-websocket-accept" => {}
             _ => {
-                let value = HeaderValue::from_bytes(field.value).ok()?;
+                let value = value_of(&name, field.value)?;
                 head.response.headers_mut().append(name, value);
             }
         }
@@ -201,7 +247,7 @@ pub(super) fn origin_head(text: &[u8], is_secure: bool) -> Option<OriginHead> {
     let (mut host, mut is_upgrade) = ("", false);
     let mut headers = HeaderMap::with_capacity(parsed.headers.len());
     for field in parsed.headers.iter() {
-        let name = HeaderName::from_bytes(field.name.as_bytes()).ok()?;
+        let name = name_of(field.name)?;
         match name {
             header::HOST => host = std::str::from_utf8(field.value).ok()?,
             header::CONNECTION => {}
@@ -216,7 +262,8 @@ pub(super) fn origin_head(text: &[u8], is_secure: bool) -> Option<OriginHead> {
                         length => Framing::Length(length),
                     };
                 }
-                headers.append(name, HeaderValue::from_bytes(field.value).ok()?);
+                let value = value_of(&name, field.value)?;
+                headers.append(name, value);
             }
         }
     }
@@ -266,7 +313,7 @@ pub(super) fn answer_text(
         out.extend_from_slice(b"Connection: Upgrade\r\nUpgrade: websocket\r\n");
         push_field(&mut out, "Sec-WebSocket-Accept", accept.as_bytes());
     }
-    let has_length = parts.headers.contains_key(header::CONTENT_LENGTH);
+    let has_length = has(&parts.headers, &header::CONTENT_LENGTH);
     let is_chunked = has_body && !has_length && accept.is_none();
     let is_bodiless = is_head || accept.is_some() || matches!(status.as_u16(), 204 | 304);
     match (has_length, is_chunked) {
@@ -291,7 +338,36 @@ pub(super) fn trailer_fields(section: &[u8]) -> Option<HeaderMap> {
     Some(map)
 }
 
-/// A chunk's size line (RFC 9112 §7.1).
-pub(super) fn chunk_size(length: usize) -> Bytes {
-    format!("{length:x}\r\n").into()
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_head_that_comes_in_pieces_is_the_head_that_comes_at_once() {
+        let head = b"HTTP/1.1 200 OK\r\nA: b\r\n\r\n";
+        let sent = [&head[..], b"body"].concat();
+        for cut in 0..=sent.len() {
+            let mut text = HeadText::default();
+            let (mut whole, mut taken) = (None, 0);
+            for piece in [&sent[..cut], &sent[cut..]] {
+                if whole.is_none() {
+                    let (count, head) = text.take(piece, 100).expect("a short head");
+                    (whole, taken) = (head.map(Cow::into_owned), taken + count);
+                }
+            }
+            assert_eq!((whole.as_deref(), taken), (Some(&head[..]), head.len()), "cut at {cut}");
+        }
+        assert!(HeadText::default().take(&[b'a'; 101], 100).is_err());
+    }
+
+    /// Whoever remembers it forgets something useful for it.
+    #[test]
+    fn an_id_is_not_to_be_remembered() {
+        let text = b"GET / HTTP/1.1\r\nHost: a\r\nX-Request-Id: 1\r\nX-Forwarded-For: ::1\r\nX_Request_Id: 2\r\n\r\n";
+        let head = origin_head(text, false).expect("a request");
+        let told = |name: &str| head.request.headers().get(name).map(|value| (value.as_bytes(), value.is_sensitive()));
+        assert_eq!(told("x-request-id"), Some((&b"1"[..], true)));
+        assert_eq!(told("x-forwarded-for"), Some((&b"::1"[..], false)));
+        assert_eq!(told("x_request_id"), Some((&b"2"[..], false)));
+    }
 }
