@@ -5,13 +5,16 @@
 //! 64 connections ask one service without a break or at a pace that leaves the core mostly idle, while that service
 //! is switched back and forth. Measured: call to confirmation; stale requests (began after the confirmation, answered
 //! by the old color); failed requests; p99 latency within 50 ms of a switch, and in the time between. teal's own
-//! threads share one core with its worker here, which is the worst case for the call.
+//! threads share one core with its worker here, which is the worst case for the call. The least that a call can take is
+//! what the disk takes for its two syncs, so that is measured, too; with a memory disk for `TMPDIR` it takes nothing.
 
 mod support;
 
+use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::PathBuf;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
@@ -37,6 +40,11 @@ const WARM_UP: Duration = Duration::from_secs(2);
 const NEAR: Duration = Duration::from_millis(50);
 const HEAD: &str = "| | services | load | call p50 | p99 | max (ms) | stale | for (ms) | unanswered | \
      p99 near | steady (ms) | requests |\n|---|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|";
+/// What a commit of one service writes: pages, one of them a head of which only some octets change.
+const PAGE: usize = 4096;
+const PAGES: usize = 12;
+const HEAD_OCTETS: usize = 320;
+const BETWEEN_COMMITS: Duration = Duration::from_millis(20);
 const CONTESTANTS: [Name; 3] = [Name::Teal, Name::Haproxy, Name::Nginx];
 
 #[derive(Parser)]
@@ -76,6 +84,8 @@ enum Load {
 struct Report {
     machine: Machine,
     measurements: Vec<Measurement>,
+    /// What a commit of teal asks of the disk, and nothing else.
+    disk_ms: Spread,
 }
 
 #[derive(Serialize)]
@@ -101,6 +111,13 @@ struct Spread {
     p50: f64,
     p99: f64,
     max: f64,
+}
+
+impl Spread {
+    fn of(values: &mut [f64]) -> Self {
+        let [p50, p99, max] = [0.5, 0.99, 1.0].map(|at| quantile(values, at));
+        Self { p50, p99, max }
+    }
 }
 
 fn main() -> Result<()> {
@@ -140,13 +157,41 @@ fn measure(options: &Options) -> Result<Report> {
             }
         }
     }
-    Ok(Report { machine, measurements })
+    let disk_ms = commits(bench.folder.path(), options.switches)?;
+    println!("\n{}", beside(&disk_ms));
+    Ok(Report { machine, measurements, disk_ms })
+}
+
+/// Pages and a head, each with a sync, as a switch writes them.
+fn commits(folder: &Path, count: usize) -> Result<Spread> {
+    let file = File::create(folder.join("commits"))?;
+    let page = [b'x'; PAGE];
+    file.write_all_at(&[0; PAGE * 2 * PAGES], 0)?;
+    file.sync_all()?;
+    let mut took = Vec::with_capacity(count);
+    for number in 0..count {
+        thread::sleep(BETWEEN_COMMITS);
+        let begun = Instant::now();
+        // What was committed before stays as it is.
+        let first = 1 + (number % 2) * (PAGES - 1);
+        (first..first + PAGES - 1).try_for_each(|at| file.write_all_at(&page, (at * PAGE) as u64))?;
+        file.sync_data()?;
+        file.write_all_at(&page[..HEAD_OCTETS], 0)?;
+        file.sync_data()?;
+        took.push(ms(begun.elapsed()));
+    }
+    Ok(Spread::of(&mut took))
+}
+
+fn beside(disk: &Spread) -> String {
+    let Spread { p50, p99, max } = disk;
+    format!("The writes and syncs of such a switch by themselves: p50 {p50:.2}, p99 {p99:.2}, max {max:.2} ms.")
 }
 
 impl Report {
     fn table(&self) -> String {
         let lines: Vec<String> = self.measurements.iter().map(Measurement::to_string).collect();
-        format!("{}.\n\n{HEAD}\n{}", self.machine, lines.join("\n"))
+        format!("{}.\n\n{HEAD}\n{}\n\n{}", self.machine, lines.join("\n"), beside(&self.disk_ms))
     }
 }
 
@@ -228,11 +273,7 @@ fn conclude((name, services, load): (Name, usize, Load), calls: &[Call], seen: &
         load,
         switches: calls.len(),
         requests: seen.samples.len(),
-        call_ms: Spread {
-            p50: quantile(&mut took, 0.5),
-            p99: quantile(&mut took, 0.99),
-            max: quantile(&mut took, 1.0),
-        },
+        call_ms: Spread::of(&mut took),
         stale_first: calls.iter().filter(|call| call.is_first_stale).count(),
         stale: seen.samples.iter().filter(|sample| sample.is_stale).count(),
         stale_for_ms: ms(stale_for),

@@ -157,7 +157,8 @@ fn name_of(text: &str) -> Option<HeaderName> {
     const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
     const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
     const FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
-    match Known::of(text) {
+    let known = if text.starts_with(['X', 'x']) { Known::of(text) } else { Known::Other };
+    match known {
         Known::RequestId => Some(REQUEST_ID),
         Known::ForwardedFor => Some(FORWARDED_FOR),
         Known::ForwardedProto => Some(FORWARDED_PROTO),
