@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use toml::Spanned;
 use toml::de::DeValue;
-use tracing_subscriber::filter::{EnvFilter, LevelFilter};
+use tracing_subscriber::filter::{Directive, LevelFilter};
 
 use crate::config::address::{admin_listen, authority, host_pattern, listen, network, plain_path, route_path};
 use crate::config::reader::{Expected, Table, listed, nearest, quoted};
@@ -170,8 +170,10 @@ fn level(value: &DeValue<'_>) -> Result<String, Expected> {
     let text = value.as_str().unwrap_or_default();
     // A bare word that is no level is a target to tracing, and would silence all others.
     let bare = text.split(',').map(str::trim).find(|part| !part.contains(['=', '[', ']', '{', '}']) && !is_level(part));
+    // One by one: as a filter they would be told on standard error, at every reload, that a release has no traces.
+    let is_filter = |text: &str| text.split(',').all(|part| part.is_empty() || part.parse::<Directive>().is_ok());
     match bare {
-        None if EnvFilter::builder().parse(text).is_ok() => Ok(text.to_owned()),
+        None if is_filter(text) => Ok(text.to_owned()),
         bare => {
             let meant = bare.and_then(|word| nearest(word, LEVELS));
             let hint = meant.map(|meant| format!("; did you mean {meant:?}?")).unwrap_or_default();

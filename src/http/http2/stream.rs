@@ -17,6 +17,8 @@ use crate::net::Multiplexed;
 
 /// Octets of the head of an answer; the origin's was bounded before.
 const MAX_HEAD: usize = 512 * 1024;
+/// Octets of memory for text that a stream may keep.
+const USUAL_HEAD: usize = 1024;
 /// Asked for at once of the window that the client grants.
 const STEP: usize = 16 * 1024;
 
@@ -332,9 +334,10 @@ impl Text {
         Poll::Ready(Ok(()))
     }
 
-    /// What goes before the next data, in memory that is there already.
+    /// What goes before the next data, in memory that is there already; that of a large head is not kept for it.
     fn anew(&mut self) -> &mut Vec<u8> {
         self.before.clear();
+        self.before.shrink_to(USUAL_HEAD);
         self.at = 0;
         &mut self.before
     }
