@@ -256,10 +256,11 @@ async fn linger(client: &mut Client) {
         while left > 0 {
             match ready!(with_scratch(|scratch| stream.poll_read(cx, scratch))) {
                 Ok(count) if count > 0 => left = left.saturating_sub(count),
-                _ => break,
+                _ => return Poll::Ready(()),
             }
         }
-        Poll::Ready(())
+        // No more is taken. A close now would be that reset: the client gets its time, and is held up meanwhile.
+        Poll::Pending
     });
     let _ = seat.guard(draining).await;
 }
