@@ -1,4 +1,4 @@
-//! The order in which a proxy stops: not ready, doors closed, goodbyes, everybody leaves, who does not is cut.
+//! The order in which a proxy stops: not ready, who is idle leaves, doors closed, goodbyes, who stays too long is cut.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -52,7 +52,7 @@ pub(super) async fn stop_when_told(shared: &Shared, answering: &Answering, mut s
     }
 }
 
-/// The gentle stop: tell the balancer, close the doors, let everybody finish, cut who does not.
+/// The gentle stop: tell the balancer and the clients, close the doors, let everybody finish, cut who does not.
 async fn drain_all(shared: &Shared) {
     let config = shared.state.load().config.clone();
     shared.state.begin_shutdown();
@@ -61,8 +61,9 @@ async fn drain_all(shared: &Shared) {
         listening.close();
         Arc::downgrade(&listening)
     };
-    let closed: Vec<Weak<Listening>> = shared.listeners.lock().drain(..).map(close).collect();
+    // Everybody is told before the doors close: whoever sees them closed gets no answer that would keep a connection.
     shared.rosters.iter().for_each(|roster| roster.close());
+    let closed: Vec<Weak<Listening>> = shared.listeners.lock().drain(..).map(close).collect();
     let ended = async {
         tokio::select! {
             () = everybody_left(&shared.rosters, &closed) => true,
