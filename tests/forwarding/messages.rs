@@ -216,7 +216,8 @@ async fn a_refusal_arrives_whole_while_the_body_is_still_coming() {
         crate::support::body::write(&mut writer, LENGTH).await
     });
     let mut call = calls.next().await;
-    let text = "x".repeat(100_000);
+    // No more than the first window of a connection takes: the close resets it, which destroys what was not sent yet.
+    let text = "x".repeat(32 * 1024);
     call.send(format!("HTTP/1.1 413 Payload Too Large\r\nContent-Length: {}\r\n\r\n{text}", text.len())).await;
     drop(call);
     let mut answer = Vec::new();
