@@ -16,7 +16,7 @@ use http::{Method, Request, Response, StatusCode, Uri};
 use memchr::memmem::Finder;
 
 use crate::http::body::{MAX_TRAILER_FIELDS, push_field};
-use crate::http::head::{Framing, Known};
+use crate::http::head::Framing;
 
 /// Header fields of an answer of ours.
 const MAX_FIELDS: usize = 300;
@@ -151,19 +151,18 @@ fn has(fields: &HeaderMap, wanted: &HeaderName) -> bool {
     fields.keys().any(|name| name == wanted)
 }
 
-/// A name, without memory of its own for those that every request of ours has.
+/// A name, without looking for those that every request of ours has, in our spelling.
 fn name_of(text: &str) -> Option<HeaderName> {
     const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
     const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
     const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
     const FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
-    let known = if text.starts_with(['X', 'x']) { Known::of(text) } else { Known::Other };
-    match known {
-        Known::RequestId => Some(REQUEST_ID),
-        Known::ForwardedFor => Some(FORWARDED_FOR),
-        Known::ForwardedProto => Some(FORWARDED_PROTO),
-        Known::ForwardedHost => Some(FORWARDED_HOST),
-        Known::ForwardedPort => Some(FORWARDED_PORT),
+    match text {
+        "X-Request-Id" => Some(REQUEST_ID),
+        "X-Forwarded-For" => Some(FORWARDED_FOR),
+        "X-Forwarded-Proto" => Some(FORWARDED_PROTO),
+        "X-Forwarded-Host" => Some(FORWARDED_HOST),
+        "X-Forwarded-Port" => Some(FORWARDED_PORT),
         _ => HeaderName::from_bytes(text.as_bytes()).ok(),
     }
 }
