@@ -113,8 +113,18 @@ async fn clients_leave_descriptors_to_those_who_operate_it() {
         clients.push(client);
     }
     let in_flight = format!("teal_in_flight{{service=\"app\",color=\"blue\",kind=\"http\"}} {LET_IN}\n");
-    soon("as many as may be", async { while !teal.call("GET", "/metrics", "").await.text().contains(&in_flight) {} })
-        .await;
+    // Probes are among those who operate it.
+    let is_green_healthy =
+        |line: &str| line.starts_with("teal_endpoint_healthy{service=\"app\",color=\"green\"") && line.ends_with(" 1");
+    let as_many_as_may_be = async {
+        loop {
+            let metrics = teal.call("GET", "/metrics", "").await.text().to_owned();
+            if metrics.contains(&in_flight) && metrics.lines().any(is_green_healthy) {
+                return;
+            }
+        }
+    };
+    soon("as many as may be, and a healthy green", as_many_as_may_be).await;
     let open = fs::read_dir(format!("/proc/{}/fd", teal.pid().as_raw_nonzero())).map_or(0, Iterator::count);
     assert!(open < MOST, "{open}");
     let switched = teal.call("POST", "/v1/switch", "{\"services\":{\"app\":\"green\"}}").await;

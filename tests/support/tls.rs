@@ -31,7 +31,7 @@ pub const ECDSA: &SignatureAlgorithm = &PKCS_ECDSA_P256_SHA256;
 pub const RSA: &SignatureAlgorithm = &PKCS_RSA_SHA256;
 pub const BOTH_VERSIONS: &[&SupportedProtocolVersion] = &[&version::TLS13, &version::TLS12];
 
-/// A certificate for `test` with its authority and its key, for runs over TLS.
+/// A certificate for `test` with its authority and its key, for runs over TLS, of this day or an earlier one.
 const SAMPLE: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/over-tls.pem");
 
 /// Who signs the certificates of a test.
@@ -179,17 +179,19 @@ pub async fn connect(address: SocketAddr, name: &str, config: &Arc<ClientConfig>
     Ok(Client::on(TlsConnector::from(config.clone()).connect(name, stream).await?))
 }
 
-/// The key `tls` of a listener, for a run over TLS: a certificate for `test`, made once for each process.
+/// The key `tls` of a listener, for a run over TLS: a certificate for `test`, made once.
 pub fn sample_keys() -> String {
     static WRITTEN: Once = Once::new();
     let path = Path::new(SAMPLE);
     WRITTEN.call_once(|| {
         let authority = Authority::new();
         let Pair { cert, key } = authority.issue(&["test"]);
-        // Other processes do the same: whoever reads it finds one whole file or another.
         let draft = path.with_extension(std::process::id().to_string());
         fs::write(&draft, [cert, authority.pem(), key].concat()).expect("the test can write");
-        fs::rename(&draft, path).expect("the test can rename");
+        // Other processes do the same, or have done it. The first one's stays: it is read twice, as certificate and as key.
+        let linked = fs::hard_link(&draft, path);
+        fs::remove_file(&draft).expect("the test can remove what it has written");
+        assert!(linked.is_ok() || path.exists(), "{linked:?}");
     });
     format!("tls = {{ certificates = [{{ cert = {path:?}, key = {path:?} }}] }}\n")
 }
