@@ -197,7 +197,9 @@ async fn converse(
     seen: &Seen,
 ) -> Event {
     let seat = &under_way.client.seat;
+    let limits = &under_way.client.listener.limits;
     let has_lived = || seat.is_leaving() || seen.errors() >= ERRORS_OF_A_LIFE;
+    let mut was_amid_head = false;
     poll_fn(|cx| {
         loop {
             if let Some(interrupt) = seat.interrupt() {
@@ -213,9 +215,18 @@ async fn converse(
                 Poll::Ready(None | Some(Err(_))) => return Poll::Ready(Event::Over),
                 // Seen while it was polled: nothing else would wake it for that.
                 Poll::Pending if !is_leaving && has_lived() => return Poll::Ready(Event::Interrupt(Interrupt::Leave)),
-                Poll::Pending => return Poll::Pending,
+                Poll::Pending => break,
             }
         }
+        // As over HTTP/1.1. While requests are under way their limits are enough.
+        let is_amid_head = seen.is_amid_head() && under_way.is_empty() && !is_leaving;
+        if is_amid_head != was_amid_head {
+            was_amid_head = is_amid_head;
+            if under_way.is_empty() && !is_leaving {
+                seat.within(if is_amid_head { limits.header_timeout } else { limits.idle_timeout });
+            }
+        }
+        Poll::Pending
     })
     .await
 }

@@ -341,3 +341,40 @@ async fn what_stalls_ends_in_time() {
     let good = Good::connect(teal.address).await;
     soon("the end of an idle connection", good.connection).await.expect("no panic").expect("an end in order");
 }
+
+/// A head gets `header_timeout`, however slowly it comes, and not what an idle connection gets.
+#[tokio::test]
+async fn half_a_head_is_not_waited_for_as_long_as_an_idle_connection() {
+    let (teal, _origin) = stage("header_timeout = \"200ms\"\nidle_timeout = \"1h\"\n").await;
+    let address = teal.address;
+    let mut idle = Raw::connect(address).await;
+    idle.send(get(1, "/")).await;
+    assert_eq!(idle.outcome(1).await.status(), 200);
+    let (whole, open) = (get(3, "/"), frame(HEADERS, END_STREAM, 3, pseudo("GET", "/")));
+    let cases =
+        [("half a frame", &whole[..20]), ("a head that is not ended", &open), ("a dribbled head", &whole[..10])];
+    let stalled = cases.map(|(name, octets)| {
+        let mut rest = whole[10..].iter().take(if name == "a dribbled head" { 30 } else { 0 });
+        async move {
+            let mut client = Raw::connect(address).await;
+            client.send(get(1, "/")).await;
+            assert_eq!(client.outcome(1).await.status(), 200);
+            client.send(octets).await;
+            let end = async {
+                let mut pause = tokio::time::interval(Duration::from_millis(20));
+                loop {
+                    tokio::select! {
+                        more = client.wire.more() => if more.is_none() { return },
+                        _ = pause.tick() => if let Some(octet) = rest.next() {
+                            let _ = client.wire.stream.try_write(&[*octet]);
+                        },
+                    }
+                }
+            };
+            soon(name, end).await;
+        }
+    });
+    join_all(stalled).await;
+    idle.send(get(3, "/")).await;
+    assert_eq!(idle.outcome(3).await.status(), 200, "an idle one was not meant");
+}

@@ -30,11 +30,14 @@ const HEADERS: u8 = 0x1;
 const RST_STREAM: u8 = 0x3;
 const SETTINGS: u8 = 0x4;
 const PING: u8 = 0x6;
+const CONTINUATION: u8 = 0x9;
+const END_HEADERS: u8 = 0x4;
 
 /// What the wire has seen of its client.
 #[derive(Debug, Default)]
 pub(super) struct Seen {
     is_flooded: AtomicBool,
+    is_amid_head: AtomicBool,
     errors: AtomicUsize,
 }
 
@@ -42,6 +45,11 @@ impl Seen {
     /// Whether too many idle frames have come; from then on nothing is read.
     pub(super) fn is_flooded(&self) -> bool {
         self.is_flooded.load(Ordering::Relaxed)
+    }
+
+    /// Whether a list of header fields has begun to come in, and has not ended.
+    pub(super) fn is_amid_head(&self) -> bool {
+        self.is_amid_head.load(Ordering::Relaxed)
     }
 
     /// Streams that were reset because the client has broken the rules.
@@ -101,6 +109,7 @@ impl AsyncRead for Wire {
         let known = buffer.filled().len();
         let result = self.poll_fill(cx, buffer);
         self.frames.read(&buffer.filled()[known..]);
+        self.seen.is_amid_head.store(self.frames.are_amid_head(), Ordering::Relaxed);
         if self.frames.are_too_many(Instant::now) {
             self.seen.is_flooded.store(true, Ordering::Relaxed);
         }
@@ -192,6 +201,15 @@ impl Heads {
     }
 }
 
+/// Where in a list of header fields the newest frame is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Fields {
+    None,
+    /// More frames of it must follow.
+    Open,
+    Last,
+}
+
 /// Counts the frames that come in.
 #[derive(Debug)]
 struct Frames {
@@ -200,25 +218,41 @@ struct Frames {
     idle: u32,
     /// Octets written since the last that were good for one.
     written: u32,
+    fields: Fields,
     /// When what is allowed per second was last taken off.
     since: Instant,
 }
 
 impl Frames {
     fn behind(preface: usize) -> Frames {
-        Frames { heads: Heads::behind(preface), idle: 0, written: 0, since: Instant::now() }
+        Frames { heads: Heads::behind(preface), idle: 0, written: 0, fields: Fields::None, since: Instant::now() }
     }
 
     fn read(&mut self, bytes: &[u8]) {
-        let idle = &mut self.idle;
-        self.heads.follow(bytes, |head| match head[3] {
-            // Windows and the budgets of `h2` bound it.
-            DATA => {}
-            HEADERS => *idle = idle.saturating_sub(PER_REQUEST),
-            // They make us answer.
-            SETTINGS | PING => *idle = idle.saturating_add(4),
-            _ => *idle = idle.saturating_add(1),
+        let (idle, fields) = (&mut self.idle, &mut self.fields);
+        self.heads.follow(bytes, |head| {
+            *fields = match head[3] {
+                HEADERS | CONTINUATION if head[4] & END_HEADERS == 0 => Fields::Open,
+                HEADERS | CONTINUATION => Fields::Last,
+                _ => Fields::None,
+            };
+            match head[3] {
+                // Windows and the budgets of `h2` bound it.
+                DATA => {}
+                HEADERS => *idle = idle.saturating_sub(PER_REQUEST),
+                // They make us answer.
+                SETTINGS | PING => *idle = idle.saturating_add(4),
+                _ => *idle = idle.saturating_add(1),
+            }
         });
+    }
+
+    fn are_amid_head(&self) -> bool {
+        match self.fields {
+            Fields::None => false,
+            Fields::Open => true,
+            Fields::Last => self.heads.skip > 0,
+        }
     }
 
     fn wrote(&mut self, count: usize) {
@@ -262,6 +296,26 @@ mod tests {
             bytes.chunks(size).for_each(|piece| frames.read(piece));
             assert_eq!((frames.idle, frames.heads.skip, frames.heads.known), (10, 0, 0), "in pieces of {size}");
         }
+    }
+
+    #[test]
+    fn a_head_is_amid_from_its_first_frame_to_the_last_octet_of_its_last() {
+        let with_flags = |kind: u8, flags: u8| {
+            let mut frame = frame(kind, 5);
+            frame[4] = flags;
+            frame
+        };
+        let pieces = [with_flags(HEADERS, 1), with_flags(CONTINUATION, 0), with_flags(CONTINUATION, END_HEADERS)];
+        let head = pieces.concat();
+        let mut frames = Frames::behind(0);
+        frames.read(&[frame(SETTINGS, 6), frame(DATA, 30)[..20].to_vec()].concat());
+        assert!(!frames.are_amid_head(), "in a body");
+        frames.read(&frame(DATA, 30)[20..]);
+        for (at, octet) in head.iter().enumerate() {
+            assert_eq!(frames.are_amid_head(), at >= HEAD, "after {at} octets");
+            frames.read(&[*octet]);
+        }
+        assert!(!frames.are_amid_head(), "behind it");
     }
 
     #[test]
