@@ -210,14 +210,18 @@ async fn connection(
     client.seat.within(request.passage.service().config.connect_timeout);
     // Boxed, since few requests wait for a connection: in place, every client's task would be three times as large for it.
     let connecting = Box::pin(async {
-        if is_shared {
-            return share_or_open(endpoint, client.worker.id, may_reuse).await;
+        let stream = upstream::connect(endpoint, endpoint.address()).await?;
+        if !is_shared {
+            return Ok(stream);
         }
-        Ok((upstream::connect(endpoint, endpoint.address()).await?, true))
+        let mut opener = origin::begin(stream).await?;
+        // One that takes no request at all is of no use to others either.
+        let stream = opener.open().ok_or_else(|| io::Error::other("the endpoint takes no request"))?;
+        endpoint.put_shared(client.worker.id, opener);
+        Ok(stream)
     });
     let result = match client.seat.guard(connecting).await {
-        Ok(Ok((stream, true))) => Ok(stream),
-        Ok(Ok((stream, false))) => return Ok(stream),
+        Ok(Ok(stream)) => Ok(stream),
         Ok(Err(error)) if upstream::is_ours(&error) => Err(Failure::Exhausted(error)),
         Ok(Err(error)) => Err(Failure::Connect(error)),
         Err(Interrupt::Timeout) => Err(Failure::ConnectTimeout),
@@ -226,20 +230,6 @@ async fn connection(
     let counter = if result.is_ok() { &stats.connects } else { &stats.connect_failures };
     counter.fetch_add(1, Ordering::Relaxed);
     result
-}
-
-/// A place on a connection to an HTTP/2 endpoint, and whether the connection is new. A few may be opened at a time: who comes
-/// meanwhile waits for a place on one of those.
-async fn share_or_open(endpoint: &Endpoint, worker: usize, may_share: bool) -> io::Result<(Stream, bool)> {
-    let _permit = endpoint.may_open(worker).await;
-    if may_share && let Some(stream) = endpoint.share(worker) {
-        return Ok((stream, false));
-    }
-    let mut opener = origin::begin(upstream::connect(endpoint, endpoint.address()).await?).await?;
-    // One that takes no request at all is of no use to others either.
-    let stream = opener.open().ok_or_else(|| io::Error::other("the endpoint takes no request"))?;
-    endpoint.put_shared(worker, opener);
-    Ok((stream, true))
 }
 
 /// The head for this endpoint, if it is not the one that the upload has already.

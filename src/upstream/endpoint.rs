@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
-use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::config::{Address, Protocol, Upstream, UpstreamTls};
 use crate::net::{Opener, Stream};
@@ -18,9 +17,6 @@ const PROBED: u8 = 4;
 
 /// Idle connections that one worker keeps to one endpoint.
 const MAX_IDLE: usize = 256;
-/// Connections to be shared that one worker opens to one endpoint at a time. More than one, so that a packet that was lost does
-/// not hold everybody up.
-const MOST_OPENING: usize = 4;
 /// How long an idle connection is kept; shorter than most origins keep theirs.
 const MAX_IDLE_AGE: Duration = Duration::from_secs(30);
 const LONGEST_EJECTION: Duration = Duration::from_secs(300);
@@ -51,8 +47,6 @@ pub struct Endpoint {
     idle: Box<[Mutex<Vec<Idle>>]>,
     /// Connections that requests share, by worker.
     shared: Box<[Mutex<Vec<Shared>>]>,
-    /// The right to open a connection to be shared, per worker.
-    opening: Box<[Semaphore]>,
     vacancy: Arc<Vacancy>,
 }
 
@@ -126,7 +120,6 @@ impl Endpoint {
             probes: Mutex::default(),
             idle: (0..workers.max(1)).map(|_| Mutex::default()).collect(),
             shared: (0..workers.max(1)).map(|_| Mutex::default()).collect(),
-            opening: (0..workers.max(1)).map(|_| Semaphore::new(MOST_OPENING)).collect(),
             vacancy,
         }
     }
@@ -301,12 +294,6 @@ impl Endpoint {
             at += 1;
         }
         None
-    }
-
-    /// Waits until `worker` may open a connection to be shared, as long as the result lives.
-    pub async fn may_open(&self, worker: usize) -> Option<SemaphorePermit<'_>> {
-        // It is never closed.
-        self.opening[worker].acquire().await.ok()
     }
 
     /// Lets other requests of `worker` share a connection.
