@@ -214,6 +214,10 @@ impl Listening {
     pub fn close(&self) {
         self.closing.cancel();
         self.stats.tls.store(None);
+        self.remove_file();
+    }
+
+    fn remove_file(&self) {
         if let Address::Unix(path) = &self.address {
             let _ = std::fs::remove_file(path);
         }
@@ -223,6 +227,15 @@ impl Listening {
     pub async fn closed(&self) {
         self.sockets.close();
         self.sockets.wait().await;
+    }
+}
+
+/// One that was never closed, because it was bound beside one that could not be, or too late, leaves nothing behind either.
+impl Drop for Listening {
+    fn drop(&mut self) {
+        if !self.closing.is_cancelled() {
+            self.remove_file();
+        }
     }
 }
 

@@ -158,6 +158,11 @@ impl Roster {
         self.dismiss(|_| true);
     }
 
+    /// Whether [`Roster::close`] was called.
+    pub fn is_closing(&self) -> bool {
+        self.is_closing.load(Ordering::Acquire)
+    }
+
     /// Asks the connections of one listener to leave as soon as they are idle.
     pub fn close_listener(&self, listener: u64) {
         self.dismiss(|seat| seat.listener == listener);

@@ -356,8 +356,11 @@ async fn follow(shared: Arc<Shared>, mut reloads: mpsc::Receiver<()>, source: Op
 }
 
 impl Shared {
-    /// Hands a listener to the workers.
+    /// Hands a listener to the workers, unless the doors have closed meanwhile.
     fn serve(&self, listening: Arc<Listening>, sockets: Vec<WorkerSocket>) {
+        if self.rosters.iter().any(|roster| roster.is_closing()) {
+            return;
+        }
         for (worker, socket) in self.workers.iter().zip(sockets) {
             // A worker that is gone has ended the process's usefulness; its panic was reported.
             let _ = worker.send(Order::Serve(listening.clone(), socket));

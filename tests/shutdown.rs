@@ -2,9 +2,12 @@
 
 mod support;
 
+use std::fs::OpenOptions;
+use std::io::Write;
 use std::net::{SocketAddr, TcpListener as StdTcpListener, TcpStream as StdTcpStream};
 use std::time::Duration;
 
+use rustix::fs::{CWD, Mode, mkfifoat};
 use rustix::process::Signal;
 use teal::config::Color;
 use teal::drain::{DrainState, KindReport};
@@ -294,4 +297,39 @@ async fn a_second_signal_ends_at_once_also_while_the_balancer_leaves() {
     assert_eq!(get(teal.address, "/a").await.text(), "blue");
     teal.signal(Signal::TERM);
     assert_eq!(teal.ended().await.code(), Some(143));
+}
+
+/// The doors close while the file is being read: it is a pipe, so that the test decides when.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reload_that_is_overtaken_by_a_stop_opens_nothing() {
+    let stage = Stage::new().await;
+    let teal = Builder::new(&stage.service("a", "")).top("shutdown_timeout = \"1h\"").start_watching().await;
+    let (pipe, socket) = (teal.dir().join("pipe"), teal.dir().join("late.sock"));
+    let text = std::fs::read_to_string(teal.file()).expect("it was written");
+    let more = format!("{text}\n[[listeners]]\nlisten = \"unix:{}\"\n", socket.display());
+    let slow = stage.open(teal.address, "a", Kind::Http).await;
+    mkfifoat(CWD, &pipe, Mode::RUSR | Mode::WUSR).expect("the test can make a pipe");
+    std::fs::rename(&pipe, teal.file()).expect("the test can rename");
+    teal.proxy().reload();
+    let file = teal.file();
+    // Opened as soon as somebody reads.
+    let opened = tokio::task::spawn_blocking(move || OpenOptions::new().write(true).open(file));
+    let mut writer = soon("a reader", opened).await.expect("no panic").expect("a pipe");
+    teal.proxy().begin_stop();
+    closed(teal.listener).await;
+    writer.write_all(more.as_bytes()).expect("it is read");
+    drop(writer);
+    let applied = async {
+        loop {
+            let metrics = Client::connect(teal.admin).await.ask(call(teal.admin, "GET", "/metrics", "")).await;
+            if metrics.text().contains("teal_config_reloads_total{outcome=\"applied\"} 1\n") {
+                return;
+            }
+        }
+    };
+    soon("the end of the reload", applied).await;
+    assert!(!socket.exists(), "a listener was opened behind closed doors");
+    slow.release();
+    assert_eq!(slow.ending().await.as_deref(), Some("blue"));
+    eventually("it has stopped", || teal.proxy().is_stopped()).await;
 }

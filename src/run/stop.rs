@@ -61,7 +61,7 @@ async fn drain_all(shared: &Shared) {
         listening.close();
         Arc::downgrade(&listening)
     };
-    // Everybody is told before the doors close: whoever sees them closed gets no answer that would keep a connection.
+    // Everybody is told before the doors close: no answer that begins behind closed doors keeps its connection.
     shared.rosters.iter().for_each(|roster| roster.close());
     let closed: Vec<Weak<Listening>> = shared.listeners.lock().drain(..).map(close).collect();
     let ended = async {
