@@ -25,6 +25,7 @@ use http::Request;
 use crate::http::connection::{contained, serve};
 use crate::http::http2::wire::{Seen, Wire};
 use crate::http::{Client, Permit};
+use crate::metrics::Rejection;
 use crate::net::Stream;
 use crate::roster::Interrupt;
 
@@ -157,7 +158,10 @@ async fn conversations(mut client: Client) {
             Event::Abuse => break,
             Event::Interrupt(Interrupt::Cut) => return,
             Event::Interrupt(Interrupt::Timeout) if is_leaving => return,
-            Event::Interrupt(Interrupt::Timeout | Interrupt::Leave) => {
+            Event::Interrupt(interrupt) => {
+                if interrupt == Interrupt::Timeout && under_way.is_empty() && seen.is_amid_head() {
+                    under_way.client.stats.reject(Rejection::HeaderTimeout);
+                }
                 is_leaving = true;
                 seat.leave();
                 // Says goodbye twice: what is on its way when the first arrives is still served.
@@ -197,7 +201,6 @@ async fn converse(
     seen: &Seen,
 ) -> Event {
     let seat = &under_way.client.seat;
-    let limits = &under_way.client.listener.limits;
     let has_lived = || seat.is_leaving() || seen.errors() >= ERRORS_OF_A_LIFE;
     let mut was_amid_head = false;
     poll_fn(|cx| {
@@ -218,14 +221,12 @@ async fn converse(
                 Poll::Pending => break,
             }
         }
-        // As over HTTP/1.1. While requests are under way their limits are enough.
+        // While requests are under way, their limits are enough. What is left of the time goes on if no request comes of it.
         let is_amid_head = seen.is_amid_head() && under_way.is_empty() && !is_leaving;
-        if is_amid_head != was_amid_head {
-            was_amid_head = is_amid_head;
-            if under_way.is_empty() && !is_leaving {
-                seat.within(if is_amid_head { limits.header_timeout } else { limits.idle_timeout });
-            }
+        if is_amid_head && !was_amid_head {
+            seat.within(under_way.client.listener.limits.header_timeout);
         }
+        was_amid_head = is_amid_head;
         Poll::Pending
     })
     .await

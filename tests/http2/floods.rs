@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use teal::metrics::Rejection;
 
 use crate::abuse::{all_is_well, stage};
 use crate::good::Good;
@@ -375,6 +376,8 @@ async fn half_a_head_is_not_waited_for_as_long_as_an_idle_connection() {
         }
     });
     join_all(stalled).await;
+    let stats = teal.state().listener_stats(&teal.listener.to_string());
+    assert_eq!(stats.rejected(Rejection::HeaderTimeout), 3);
     idle.send(get(3, "/")).await;
     assert_eq!(idle.outcome(3).await.status(), 200, "an idle one was not meant");
 }

@@ -234,6 +234,8 @@ impl Frames {
             *fields = match head[3] {
                 HEADERS | CONTINUATION if head[4] & END_HEADERS == 0 => Fields::Open,
                 HEADERS | CONTINUATION => Fields::Last,
+                // In between there may be nothing else, but `h2` says so only when all of it is here.
+                _ if *fields == Fields::Open => Fields::Open,
                 _ => Fields::None,
             };
             match head[3] {
@@ -316,6 +318,8 @@ mod tests {
             frames.read(&[*octet]);
         }
         assert!(!frames.are_amid_head(), "behind it");
+        frames.read(&[&pieces[0][..], &frame(0xb, 30)[..HEAD]].concat());
+        assert!(frames.are_amid_head(), "nothing else ends it");
     }
 
     #[test]
