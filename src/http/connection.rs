@@ -259,8 +259,9 @@ async fn linger(client: &mut Client) {
                 _ => return Poll::Ready(()),
             }
         }
-        // No more is taken. A close now would be that reset: the client gets its time, and is held up meanwhile.
-        Poll::Pending
+        // No more is taken. A close now would be that reset, unless it is one of many streams, whose answer is safe: the client
+        // gets its time, and is held up meanwhile.
+        if stream.is_multiplexed() { Poll::Ready(()) } else { Poll::Pending }
     });
     let _ = seat.guard(draining).await;
 }
