@@ -91,6 +91,7 @@ struct Stage {
 struct Watched {
     /// Octets, one for each second.
     resident: Vec<f64>,
+    anonymous: Vec<f64>,
     warm_up: usize,
     /// Milliseconds until each switch was confirmed.
     switches: Vec<f64>,
@@ -135,8 +136,8 @@ impl Stage {
     fn watch(&mut self, length: Duration) -> Result<Watched> {
         let (begun, ticks) = (Instant::now(), length.as_secs().max(WINDOWS as u64));
         let warm_up = (length / 5).min(WARM_UP).as_secs() as usize;
-        let mut watched =
-            Watched { resident: Vec::new(), warm_up, switches: Vec::new(), unconfirmed: 0, most_descriptors: 0 };
+        let (resident, anonymous, switches) = (Vec::new(), Vec::new(), Vec::new());
+        let mut watched = Watched { resident, anonymous, warm_up, switches, unconfirmed: 0, most_descriptors: 0 };
         for tick in 1..=ticks {
             thread::sleep((TICK * tick as u32).saturating_sub(begun.elapsed()));
             let called = Instant::now();
@@ -149,10 +150,13 @@ impl Stage {
             }
             ensure!(!self.teal.has_ended(), "teal has ended:\n{}", self.teal.printed());
             let (resident, descriptors) = (self.teal.resident()? as f64, self.descriptors()?);
+            let anonymous = self.teal.anonymous()? as f64;
             watched.resident.push(resident);
+            watched.anonymous.push(anonymous);
             watched.most_descriptors = watched.most_descriptors.max(descriptors.pipes + descriptors.others);
             if tick % 60 == 0 {
-                println!("{:>3} min: {} MiB, descriptors: {descriptors}", tick / 60, figure(resident / MIB));
+                let [all, own] = [resident, anonymous].map(|octets| figure(octets / MIB));
+                println!("{:>3} min: {all} MiB, {own} without files, descriptors: {descriptors}", tick / 60);
             }
         }
         Ok(watched)
@@ -237,7 +241,9 @@ fn report(tallies: &[Arc<Tally>], watched: &Watched, before: Descriptors, after:
     }
     let mut switches = watched.switches.clone();
     let mut late = watched.resident[watched.warm_up..].to_vec();
-    let windows: Vec<f64> = late.chunks(late.len().div_ceil(WINDOWS)).map(median).collect();
+    let in_windows =
+        |values: &[f64]| -> Vec<f64> { values.chunks(values.len().div_ceil(WINDOWS)).map(median).collect() };
+    let (windows, own) = (in_windows(&late), in_windows(&watched.anonymous[watched.warm_up..]));
     let middle = median(&windows);
     let off = windows.iter().map(|window| window / middle - 1.0).fold(0.0, |most: f64, off| most.max(off.abs()));
     let row = |what: &str, value: String| println!("| {what} | {value} |");
@@ -245,8 +251,9 @@ fn report(tallies: &[Arc<Tally>], watched: &Watched, before: Descriptors, after:
     row("switches", format!("{} confirmed, {} not", switches.len(), watched.unconfirmed));
     let [half, most] = [0.5, 1.0].map(|at| quantile(&mut switches, at));
     row("confirmed after (ms)", format!("p50 {}, max {}", figure(half), figure(most)));
-    let windows: Vec<String> = windows.iter().map(|window| figure(window / MIB)).collect();
-    row("memory in ten windows (MiB)", windows.join(" "));
+    let listed = |windows: &[f64]| windows.iter().map(|window| figure(window / MIB)).collect::<Vec<_>>().join(" ");
+    row("memory in ten windows (MiB)", listed(&windows));
+    row("of that, what is not a part of a file", listed(&own));
     let [least, largest] = [0.0, 1.0].map(|at| figure(quantile(&mut late, at) / MIB));
     row("memory after the warm-up (MiB)", format!("{least} to {largest}, windows within {:.1} %", off * 100.0));
     row("descriptors", format!("{before} before, {} at most, {after} after", watched.most_descriptors));

@@ -134,6 +134,11 @@ impl Process {
         self.bytes("status", "VmRSS:")
     }
 
+    /// Of that, what is not a part of a file: its program is read in as it is used.
+    pub(crate) fn anonymous(&self) -> Result<u64> {
+        self.bytes("status", "RssAnon:")
+    }
+
     /// The most that [`resident`](Self::resident) has been since [`forget_peak`](Self::forget_peak).
     pub(crate) fn peak(&self) -> Result<u64> {
         self.bytes("status", "VmHWM:")
