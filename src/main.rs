@@ -5,5 +5,7 @@ use std::process::ExitCode;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    // Of 2 MiB that the allocator touches at one end the system would give all: a proxy has a few pieces everywhere.
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
     teal::cli::main()
 }
