@@ -42,6 +42,16 @@ async fn ready_names_every_address_once_and_sigterm_ends_with_0() {
     assert_eq!(teal.stdout.rest(), teal.ready, "nothing but the one line");
 }
 
+/// With them every place that the allocator touches would take 2 MiB.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_proxy_takes_no_huge_pages() {
+    let teal = Folder::new(&idle_services()).start();
+    let status = fs::read_to_string(format!("/proc/{}/status", teal.process.id())).unwrap();
+    // Systems before Linux 5.0 do not tell.
+    let told = status.lines().find_map(|line| line.strip_prefix("THP_enabled:"));
+    assert!(told.is_none_or(|told| told.trim() == "0"), "{status}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn second_signal_ends_at_once() {
     let shop = Shop::open(1).await;

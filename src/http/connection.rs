@@ -371,6 +371,33 @@ mod tests {
         assert!(roster.is_empty(), "its seat was given back");
     }
 
+    /// A client that never stops sending.
+    #[derive(Debug)]
+    struct Endless;
+
+    impl Multiplexed for Endless {
+        fn poll_read(&mut self, _: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+            Poll::Ready(Ok(buffer.len()))
+        }
+
+        fn poll_write(&mut self, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_shutdown(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    /// It would keep the window of the others meanwhile.
+    #[tokio::test]
+    async fn a_stream_of_many_does_not_linger_beyond_its_fill() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let mut client = client_on(Stream::Multiplexed(Box::new(Endless)), &Roster::new(), dir.path());
+        client.seat.take().await;
+        assert!(poll_once(&mut Box::pin(linger(&mut client))).await.is_ready());
+    }
+
     async fn poll_once<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> {
         poll_fn(|cx| Poll::Ready(std::pin::Pin::new(&mut *future).poll(cx))).await
     }
