@@ -15,7 +15,6 @@ use std::io;
 use std::net::{SocketAddr, TcpListener as StdTcpListener};
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use h2::client::ResponseFuture;
@@ -25,10 +24,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
 
 use super::over::runtime;
-use super::tls::reset;
+use super::tls::{end, reset};
 use pool::{Lease, Pool};
 use text::{Asked, Framing, Piece};
 
@@ -36,8 +34,6 @@ use text::{Asked, Framing, Piece};
 const MOST_AHEAD: usize = 256 * 1024;
 /// Octets that are read at once.
 const PIECE: usize = 16 * 1024;
-/// How long a client may take to end its side after the end of ours.
-const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Takes connections of HTTP/1.1 until it is dropped.
 pub struct Bridge {
@@ -76,14 +72,6 @@ async fn carry(mut plain: TcpStream, pool: Arc<Pool>) {
         Ok(()) => end(plain).await,
         Err(_) => reset(&plain),
     }
-}
-
-/// What the client still says is read, so that its end is no reset.
-async fn end(mut plain: TcpStream) {
-    let mut scratch = [0; 4096];
-    let _ = plain.shutdown().await;
-    let rest = async { while plain.read(&mut scratch).await.is_ok_and(|count| count > 0) {} };
-    let _ = timeout(LAST_WORDS, rest).await;
 }
 
 /// A client's connection.

@@ -18,9 +18,10 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme, SupportedProtocolVersion, version};
 use socket2::SockRef;
 use teal::config::Tls;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, split};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -33,6 +34,8 @@ pub const BOTH_VERSIONS: &[&SupportedProtocolVersion] = &[&version::TLS13, &vers
 
 /// A certificate for `test` with its authority and its key, for runs over TLS, of this day or an earlier one.
 const SAMPLE: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/over-tls.pem");
+/// How long a client may take to end its side after the end of ours.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Who signs the certificates of a test.
 pub struct Authority(CertifiedIssuer<'static, KeyPair>);
@@ -235,8 +238,10 @@ impl Drop for Forwarder {
 
 async fn forward(mut plain: TcpStream, to: SocketAddr, config: Arc<ClientConfig>) {
     let _ = plain.set_nodelay(true);
+    // Who is turned away before the handshake is over sees an end, as it would without TLS; a reset could come while it
+    // is still connecting.
     let Ok(Client { stream: mut secured, .. }) = connect(to, "test", &config).await else {
-        return reset(&plain);
+        return end(plain).await;
     };
     let (mut from_client, mut to_client) = plain.split();
     let (mut from_proxy, mut to_proxy) = split(&mut secured);
@@ -250,6 +255,14 @@ async fn forward(mut plain: TcpStream, to: SocketAddr, config: Arc<ClientConfig>
 async fn pass(from: &mut (impl AsyncRead + Unpin), to: &mut (impl AsyncWrite + Unpin)) -> std::io::Result<()> {
     tokio::io::copy(from, to).await?;
     to.shutdown().await
+}
+
+/// Ends the connection in order: what the client still says is read, for a close that leaves it unread would be a reset.
+pub async fn end(mut plain: TcpStream) {
+    let mut scratch = [0; 4096];
+    let _ = plain.shutdown().await;
+    let rest = async { while plain.read(&mut scratch).await.is_ok_and(|count| count > 0) {} };
+    let _ = timeout(LAST_WORDS, rest).await;
 }
 
 /// Makes the coming close a reset.
