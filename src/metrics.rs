@@ -102,6 +102,12 @@ impl ColorShard {
         self.in_flight[kind].fetch_sub(1, Ordering::Relaxed);
     }
 
+    /// One attempt to open a connection to an endpoint that has ended.
+    pub fn connected(&self, is_open: bool) {
+        let counter = if is_open { &self.connects } else { &self.connect_failures };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// One request that has ended.
     pub fn done(&self, class: Class, took: Duration) {
         self.classes[class.index()].fetch_add(1, Ordering::Relaxed);

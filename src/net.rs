@@ -79,6 +79,8 @@ pub trait Multiplexed: Send + Sync + std::fmt::Debug {
 pub trait Opener: Send + std::fmt::Debug {
     /// `None`: it has as many as it may.
     fn open(&mut self) -> Option<Stream>;
+    /// Streams that may be open at once.
+    fn capacity(&self) -> usize;
     /// Streams that are open.
     fn in_use(&self) -> usize;
     /// Whether nothing can be opened any more.

@@ -257,9 +257,37 @@ async fn requests_share_connections_up_to_what_the_endpoint_takes() {
     for asked in asking.collect::<Vec<_>>() {
         assert_eq!(soon("an answer", asked).await.expect("no panic").text(), "all here");
     }
-    // The first ones may each have found none; the probe by TCP never speaks.
+    // The probe by TCP never speaks.
     let used = connections.load(Ordering::SeqCst);
     assert!((REQUESTS / STREAMS as usize..=REQUESTS).contains(&used), "{used} connections");
+}
+
+/// As behind every switch: nobody has spoken to the endpoint before.
+#[tokio::test]
+async fn a_burst_at_a_cold_endpoint_opens_few_connections() {
+    const REQUESTS: usize = 200;
+    let connections = Arc::new(AtomicUsize::new(0));
+    let here = connections.clone();
+    let endpoint = http2(100, move |_, mut connection| {
+        here.fetch_add(1, Ordering::SeqCst);
+        async move {
+            while let Some(Ok((_, respond))) = connection.accept().await {
+                answer(respond, "here");
+            }
+        }
+    })
+    .await;
+    let services = format!(
+        "[[routes]]\npath = \"/\"\nservice = \"app\"\n[services.app]\nprotocol = \"h2c\"\n\
+         blue = [\"{endpoint}\"]\nhealth = {{ interval = \"1h\" }}\n"
+    );
+    let teal = Builder::new(&services).workers(1).start().await;
+    let asking = (0..REQUESTS).map(|_| tokio::spawn(get(teal.address, "/")));
+    for asked in asking.collect::<Vec<_>>() {
+        assert_eq!(soon("an answer", asked).await.expect("no panic").text(), "here");
+    }
+    let used = connections.load(Ordering::SeqCst);
+    assert!(used <= REQUESTS / 10, "{used} connections");
 }
 
 /// RFC 9113 §8.7: what was refused unseen may be sent elsewhere, even what must not be done twice.

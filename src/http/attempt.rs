@@ -4,7 +4,6 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -15,7 +14,7 @@ use crate::http::exchange::{Done, Exchange};
 use crate::http::forward::Request;
 use crate::http::http2::origin;
 use crate::http::{Client, Worker};
-use crate::net::{Refused, Stream};
+use crate::net::{Opener, Refused, Stream};
 use crate::roster::{Interrupt, Seat};
 use crate::upstream::{self, Choice, Endpoint, Lease};
 
@@ -194,42 +193,57 @@ pub(crate) async fn knock_again(
 async fn connection(
     client: &Client,
     request: &Request,
-    endpoint: &Endpoint,
+    endpoint: &Arc<Endpoint>,
     may_reuse: bool,
 ) -> Result<Stream, Failure> {
+    let worker = client.worker.id;
     let is_shared = endpoint.transport().protocol.is_http2();
     let known = match may_reuse {
-        true if is_shared => endpoint.share(client.worker.id),
-        true => endpoint.take_idle(client.worker.id, !request.facts.is_idempotent),
+        true if is_shared => endpoint.sharing(worker).share(),
+        true => endpoint.take_idle(worker, !request.facts.is_idempotent),
         false => None,
     };
     if let Some(known) = known {
         return Ok(known);
     }
-    let stats = request.passage.stats();
     client.seat.within(request.passage.service().config.connect_timeout);
     // Boxed, since few requests wait for a connection: in place, every client's task would be three times as large for it.
     let connecting = Box::pin(async {
-        let stream = upstream::connect(endpoint, endpoint.address()).await?;
-        if !is_shared {
-            return Ok(stream);
+        if is_shared {
+            return endpoint.sharing(worker).place(!may_reuse, || open(request, endpoint, worker)).await;
         }
-        let mut opener = origin::begin(stream).await?;
-        // One that takes no request at all is of no use to others either.
-        let stream = opener.open().ok_or_else(|| io::Error::other("the endpoint takes no request"))?;
-        endpoint.put_shared(client.worker.id, opener);
-        Ok(stream)
+        upstream::connect(endpoint, endpoint.address()).await
     });
     let result = match client.seat.guard(connecting).await {
         Ok(Ok(stream)) => Ok(stream),
         Ok(Err(error)) if upstream::is_ours(&error) => Err(Failure::Exhausted(error)),
+        Ok(Err(error)) if error.kind() == io::ErrorKind::TimedOut => Err(Failure::ConnectTimeout),
         Ok(Err(error)) => Err(Failure::Connect(error)),
         Err(Interrupt::Timeout) => Err(Failure::ConnectTimeout),
         Err(Interrupt::Cut | Interrupt::Leave) => Err(Failure::Cut),
     };
-    let counter = if result.is_ok() { &stats.connects } else { &stats.connect_failures };
-    counter.fetch_add(1, Ordering::Relaxed);
+    if !is_shared {
+        request.passage.stats().connected(result.is_ok());
+    }
     result
+}
+
+/// Opens a connection that requests can share, within `connect_timeout`, and counts it. What it needs of the request it takes
+/// with it: it goes on without it.
+fn open(
+    request: &Request,
+    endpoint: &Arc<Endpoint>,
+    worker: usize,
+) -> impl Future<Output = io::Result<Box<dyn Opener>>> + Send + 'static {
+    let service = request.passage.service();
+    let (stats, color, limit) = (service.stats.clone(), service.active, service.config.connect_timeout);
+    let endpoint = endpoint.clone();
+    async move {
+        let opening = async { origin::begin(upstream::connect(&endpoint, endpoint.address()).await?).await };
+        let result = tokio::time::timeout(limit, opening).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        stats.shard(color, worker).connected(result.is_ok());
+        result
+    }
 }
 
 /// The head for this endpoint, if it is not the one that the upload has already.

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant, SystemTime};
 use parking_lot::Mutex;
 
 use crate::config::{Address, Protocol, Upstream, UpstreamTls};
-use crate::net::{Opener, Stream};
-use crate::upstream::Vacancy;
+use crate::net::Stream;
+use crate::upstream::{Sharing, Vacancy};
 
 const HEALTHY: u8 = 1;
 const EJECTED: u8 = 2;
@@ -18,7 +18,7 @@ const PROBED: u8 = 4;
 /// Idle connections that one worker keeps to one endpoint.
 const MAX_IDLE: usize = 256;
 /// How long an idle connection is kept; shorter than most origins keep theirs.
-const MAX_IDLE_AGE: Duration = Duration::from_secs(30);
+pub(super) const MAX_IDLE_AGE: Duration = Duration::from_secs(30);
 const LONGEST_EJECTION: Duration = Duration::from_secs(300);
 
 /// What the last probes said.
@@ -45,8 +45,8 @@ pub struct Endpoint {
     ejection: Mutex<Ejection>,
     probes: Mutex<Probes>,
     idle: Box<[Mutex<Vec<Idle>>]>,
-    /// Connections that requests share, by worker.
-    shared: Box<[Mutex<Vec<Shared>>]>,
+    /// By worker.
+    sharing: Box<[Arc<Sharing>]>,
     vacancy: Arc<Vacancy>,
 }
 
@@ -75,12 +75,6 @@ struct Probes {
 pub struct ProbeResult {
     pub at: SystemTime,
     pub error: Option<String>,
-}
-
-#[derive(Debug)]
-struct Shared {
-    opener: Box<dyn Opener>,
-    used: Instant,
 }
 
 #[derive(Debug)]
@@ -119,7 +113,7 @@ impl Endpoint {
             ejection: Mutex::default(),
             probes: Mutex::default(),
             idle: (0..workers.max(1)).map(|_| Mutex::default()).collect(),
-            shared: (0..workers.max(1)).map(|_| Mutex::default()).collect(),
+            sharing: (0..workers.max(1)).map(|_| Arc::default()).collect(),
             vacancy,
         }
     }
@@ -277,39 +271,17 @@ impl Endpoint {
         }
     }
 
-    /// One more stream on a connection of `worker` that others use, too.
-    pub fn share(&self, worker: usize) -> Option<Stream> {
-        let mut shared = self.shared[worker].lock();
-        let mut at = 0;
-        // Only those that it meets are looked at: a burst may have left many behind.
-        while let Some(Shared { opener, used }) = shared.get_mut(at) {
-            if opener.is_over() {
-                shared.remove(at);
-                continue;
-            }
-            if let Some(stream) = opener.open() {
-                *used = Instant::now();
-                return Some(stream);
-            }
-            at += 1;
-        }
-        None
+    /// The connections that requests of `worker` share.
+    pub fn sharing(&self, worker: usize) -> &Arc<Sharing> {
+        &self.sharing[worker]
     }
 
-    /// Lets other requests of `worker` share a connection.
-    pub fn put_shared(&self, worker: usize, opener: Box<dyn Opener>) {
-        self.shared[worker].lock().push(Shared { opener, used: Instant::now() });
-    }
-
-    /// Drops the idle connections of `worker` that are old or that the origin has closed.
+    /// Drops the connections of `worker` that are idle and old, or that the origin has closed.
     pub fn sweep(&self, worker: usize, now: Instant) {
         let mut idle = self.idle[worker].lock();
         idle.retain_mut(|idle| now.saturating_duration_since(idle.since) < MAX_IDLE_AGE && idle.stream.is_quiet());
-        let is_of_use = |shared: &mut Shared| {
-            let is_recent = now.saturating_duration_since(shared.used) < MAX_IDLE_AGE;
-            !shared.opener.is_over() && (is_recent || shared.opener.in_use() > 0)
-        };
-        self.shared[worker].lock().retain_mut(is_of_use);
+        drop(idle);
+        self.sharing[worker].sweep();
     }
 }
 

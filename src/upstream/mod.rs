@@ -6,6 +6,7 @@
 mod balance;
 mod connect;
 mod endpoint;
+mod sharing;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,6 +18,7 @@ use crate::config::Upstream;
 pub use balance::{Choice, hash_key};
 pub use connect::{connect, is_ours};
 pub use endpoint::{Endpoint, Health, Lease, ProbeResult, Transport};
+pub use sharing::Sharing;
 
 /// The endpoints of one color of one service.
 #[derive(Debug)]

@@ -106,8 +106,7 @@ struct Shared {
 
 impl Opener for Shared {
     fn open(&mut self) -> Option<Stream> {
-        let limit = self.send.current_max_send_streams().min(MOST_STREAMS);
-        if self.in_use() >= limit {
+        if self.in_use() >= self.capacity() {
             return None;
         }
         let request = Asking::Head { text: HeadText::default(), send: self.send.clone(), is_secure: self.is_secure };
@@ -119,6 +118,10 @@ impl Opener for Shared {
             heard_before: 0,
             line: self.line.clone(),
         })))
+    }
+
+    fn capacity(&self) -> usize {
+        self.send.current_max_send_streams().min(MOST_STREAMS)
     }
 
     fn in_use(&self) -> usize {
