@@ -259,7 +259,8 @@ async fn requests_share_connections_up_to_what_the_endpoint_takes() {
     }
     // The probe by TCP never speaks.
     let used = connections.load(Ordering::SeqCst);
-    assert!((REQUESTS / STREAMS as usize..=REQUESTS).contains(&used), "{used} connections");
+    let needed = REQUESTS / STREAMS as usize;
+    assert!((needed..needed + 4).contains(&used), "{used} connections");
 }
 
 /// As behind every switch: nobody has spoken to the endpoint before.

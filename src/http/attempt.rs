@@ -14,9 +14,9 @@ use crate::http::exchange::{Done, Exchange};
 use crate::http::forward::Request;
 use crate::http::http2::origin;
 use crate::http::{Client, Worker};
-use crate::net::{Opener, Refused, Stream};
+use crate::net::{Refused, Stream};
 use crate::roster::{Interrupt, Seat};
-use crate::upstream::{self, Choice, Endpoint, Lease};
+use crate::upstream::{self, Choice, Endpoint, Lease, Open};
 
 /// Requests of one service that a fence holds; more are turned away.
 const MOST_HELD: usize = 10_000;
@@ -206,18 +206,18 @@ async fn connection(
     if let Some(known) = known {
         return Ok(known);
     }
-    client.seat.within(request.passage.service().config.connect_timeout);
+    let limit = request.passage.service().config.connect_timeout;
+    client.seat.within(limit);
     // Boxed, since few requests wait for a connection: in place, every client's task would be three times as large for it.
     let connecting = Box::pin(async {
         if is_shared {
-            return endpoint.sharing(worker).place(!may_reuse, || open(request, endpoint, worker)).await;
+            return endpoint.sharing(worker).place(!may_reuse, limit, open(request, endpoint, worker)).await;
         }
         upstream::connect(endpoint, endpoint.address()).await
     });
     let result = match client.seat.guard(connecting).await {
         Ok(Ok(stream)) => Ok(stream),
         Ok(Err(error)) if upstream::is_ours(&error) => Err(Failure::Exhausted(error)),
-        Ok(Err(error)) if error.kind() == io::ErrorKind::TimedOut => Err(Failure::ConnectTimeout),
         Ok(Err(error)) => Err(Failure::Connect(error)),
         Err(Interrupt::Timeout) => Err(Failure::ConnectTimeout),
         Err(Interrupt::Cut | Interrupt::Leave) => Err(Failure::Cut),
@@ -228,22 +228,28 @@ async fn connection(
     result
 }
 
-/// Opens a connection that requests can share, within `connect_timeout`, and counts it. What it needs of the request it takes
-/// with it: it goes on without it.
-fn open(
-    request: &Request,
-    endpoint: &Arc<Endpoint>,
-    worker: usize,
-) -> impl Future<Output = io::Result<Box<dyn Opener>>> + Send + 'static {
+/// How connections that requests can share are opened, each within `connect_timeout`, and counted. What that needs of the
+/// request it takes with it: it goes on without it.
+fn open(request: &Request, endpoint: &Arc<Endpoint>, worker: usize) -> Open {
     let service = request.passage.service();
     let (stats, color, limit) = (service.stats.clone(), service.active, service.config.connect_timeout);
     let endpoint = endpoint.clone();
-    async move {
-        let opening = async { origin::begin(upstream::connect(&endpoint, endpoint.address()).await?).await };
-        let result = tokio::time::timeout(limit, opening).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-        stats.shard(color, worker).connected(result.is_ok());
-        result
-    }
+    Arc::new(move || {
+        let (endpoint, stats) = (endpoint.clone(), stats.clone());
+        Box::pin(async move {
+            let opening = async {
+                let opener = origin::begin(upstream::connect(&endpoint, endpoint.address()).await?).await?;
+                match opener.capacity() {
+                    0 => Err(io::Error::other("the endpoint takes no request")),
+                    _ => Ok(opener),
+                }
+            };
+            let late = |_| Err(io::ErrorKind::TimedOut.into());
+            let result = tokio::time::timeout(limit, opening).await.unwrap_or_else(late);
+            stats.shard(color, worker).connected(result.is_ok());
+            result
+        })
+    })
 }
 
 /// The head for this endpoint, if it is not the one that the upload has already.

@@ -18,7 +18,7 @@ use crate::config::Upstream;
 pub use balance::{Choice, hash_key};
 pub use connect::{connect, is_ours};
 pub use endpoint::{Endpoint, Health, Lease, ProbeResult, Transport};
-pub use sharing::Sharing;
+pub use sharing::{Open, Sharing};
 
 /// The endpoints of one color of one service.
 #[derive(Debug)]

@@ -2,46 +2,53 @@
 //!
 //! A connection is opened for everybody who waits for a place, and belongs to nobody: who began it may leave, and it is there
 //! for the others. So a burst at a cold endpoint, as behind every switch, opens as many connections as it needs places, and
-//! not one for each request.
+//! not one for each request. Places are given in the order in which they were asked for.
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
-use std::pin::pin;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 
 use crate::net::{Opener, Stream};
 use crate::upstream::endpoint::MAX_IDLE_AGE;
 
-/// Connections that may be opening at once.
-const MOST_OPENING: usize = 4;
+/// Connections that may be opening at once. It begins with few, each that is open doubles it, and one that fails sets it back.
+const MOST_OPENING: usize = 64;
+const FEW_OPENING: usize = 4;
 /// After so long without a result another opening is begun beside the one that is under way.
 const PATIENCE: Duration = Duration::from_millis(250);
 /// Places on a connection, as long as none has shown how many there are.
 const CAPACITY: usize = 100;
 
+/// How a connection to the endpoint is opened. It must end by itself.
+pub type Open = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = io::Result<Box<dyn Opener>>> + Send>> + Send + Sync>;
+
 /// What the requests of one worker share of one endpoint.
 #[derive(Debug, Default)]
 pub struct Sharing {
     state: Mutex<State>,
-    /// An opening has ended, one way or the other.
-    ended: Notify,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
+    /// In the order in which they were opened.
     connections: Vec<Connection>,
+    /// In the order of their numbers.
+    queue: VecDeque<Waiter>,
+    next_number: u64,
     /// When each of the openings that are under way began.
     openings: Vec<Instant>,
-    /// Requests that wait for a place.
-    waiting: usize,
+    /// How many of those there may be.
+    allowance: usize,
     /// Places on the newest connection.
-    capacity: Option<usize>,
-    failure: Option<Failure>,
+    capacity: usize,
+    failures_in_a_row: u32,
 }
 
 #[derive(Debug)]
@@ -51,49 +58,66 @@ struct Connection {
     used: Instant,
 }
 
-/// The opening that failed last.
+/// A request that waits for a place.
 #[derive(Debug)]
-struct Failure {
-    began: Instant,
-    error: io::Error,
+struct Waiter {
+    number: u64,
+    came: Instant,
+    must_be_new: bool,
+    place: oneshot::Sender<io::Result<Stream>>,
+}
+
+impl Default for State {
+    fn default() -> State {
+        State {
+            connections: Vec::new(),
+            queue: VecDeque::new(),
+            next_number: 0,
+            openings: Vec::new(),
+            allowance: FEW_OPENING,
+            capacity: CAPACITY,
+            failures_in_a_row: 0,
+        }
+    }
 }
 
 impl Sharing {
-    /// A place on a connection that is there already.
+    /// A place on a connection that is there already, unless others wait for one.
     pub fn share(&self) -> Option<Stream> {
-        self.state.lock().share(None)
+        let mut state = self.state.lock();
+        if state.queue.iter().all(|waiter| waiter.must_be_new) { state.share(None) } else { None }
     }
 
-    /// A place on a connection, on one that is opened after this call if `must_be_new`. Waits for ever: bound it from outside,
-    /// and `open` from inside.
+    /// A place on a connection, on one that is not there before this call if `must_be_new`. Waits for ever: bound it from
+    /// outside. `limit` is that bound, and how long an opening is expected to take at most.
     ///
     /// # Errors
-    /// When an opening fails that has begun after this call.
-    pub async fn place<F>(self: &Arc<Self>, must_be_new: bool, open: impl Fn() -> F) -> io::Result<Stream>
-    where
-        F: Future<Output = io::Result<Box<dyn Opener>>> + Send + 'static,
-    {
-        let came = Instant::now();
-        let _waiting = Waiting::new(self);
+    /// When openings fail: one costs one request, the next two, four and so on.
+    pub async fn place(self: &Arc<Self>, must_be_new: bool, limit: Duration, open: Open) -> io::Result<Stream> {
+        let (ticket, mut place) = Ticket::draw(self, must_be_new);
+        let patience = PATIENCE.min(limit / 4);
         loop {
-            let mut ended = pin!(self.ended.notified());
-            ended.as_mut().enable();
-            let begun = {
-                let mut state = self.state.lock();
-                if let Some(stream) = state.share(must_be_new.then_some(came)) {
-                    return Ok(stream);
-                }
-                if let Some(failure) = state.failure.as_ref().filter(|failure| failure.began >= came) {
-                    return Err(copy_of(&failure.error));
-                }
-                state.begin()
-            };
-            if let Some(began) = begun {
-                let opening = Opening { sharing: self.clone(), began };
-                tokio::spawn(opening.run(open()));
+            self.open_more(patience, &open);
+            if let Ok(place) = timeout(patience, &mut place).await {
+                return place.unwrap_or_else(|_| Err(io::Error::other("it was given no place")));
             }
-            // Whether something has ended or it took too long, it is looked again.
-            let _ = timeout(PATIENCE, ended).await;
+            self.state.lock().look(ticket.number);
+        }
+    }
+
+    /// Begins the openings that those who wait need.
+    fn open_more(self: &Arc<Self>, patience: Duration, open: &Open) {
+        let begun: Vec<Instant> = {
+            let mut state = self.state.lock();
+            std::iter::from_fn(|| state.begin(patience)).collect()
+        };
+        for began in begun {
+            let (opening, open) = (Opening { sharing: self.clone(), began }, open.clone());
+            tokio::spawn(async move {
+                let result = open().await;
+                let sharing = opening.end(result);
+                sharing.open_more(patience, &open);
+            });
         }
     }
 
@@ -111,16 +135,14 @@ impl Sharing {
 impl State {
     /// A place on a connection that was opened at `since` or later.
     fn share(&mut self, since: Option<Instant>) -> Option<Stream> {
-        let mut at = 0;
+        let mut at = since.map_or(0, |since| self.connections.partition_point(|one| one.opened < since));
         // Only those that it meets are looked at: a burst may have left many behind.
-        while let Some(Connection { opener, opened, used }) = self.connections.get_mut(at) {
+        while let Some(Connection { opener, used, .. }) = self.connections.get_mut(at) {
             if opener.is_over() {
                 self.connections.remove(at);
                 continue;
             }
-            if since.is_none_or(|since| *opened >= since)
-                && let Some(stream) = opener.open()
-            {
+            if let Some(stream) = opener.open() {
                 *used = Instant::now();
                 return Some(stream);
             }
@@ -129,41 +151,92 @@ impl State {
         None
     }
 
+    /// A place may have been given back. Only the first looks: what it does not find is not there for the others.
+    fn look(&mut self, number: u64) {
+        if self.queue.front().is_some_and(|first| first.number == number) {
+            self.serve();
+        }
+    }
+
+    /// Gives places to those who wait, as far as there are any.
+    fn serve(&mut self) {
+        let mut at = 0;
+        while let Some(&Waiter { must_be_new, came, .. }) = self.queue.get(at) {
+            match self.share(must_be_new.then_some(came)) {
+                Some(stream) => {
+                    if let Some(waiter) = self.queue.remove(at) {
+                        // Who has left meanwhile leaves the place as well.
+                        let _ = waiter.place.send(Ok(stream));
+                    }
+                }
+                // There may still be an old one for the others.
+                None if must_be_new => at += 1,
+                None => return,
+            }
+        }
+    }
+
     /// Begins an opening, unless those that are under way should do.
-    fn begin(&mut self) -> Option<Instant> {
+    fn begin(&mut self, patience: Duration) -> Option<Instant> {
         let now = Instant::now();
-        let wanted = self.waiting.div_ceil(self.capacity.unwrap_or(CAPACITY).max(1));
-        let is_promising = |began: &&Instant| now.saturating_duration_since(**began) < PATIENCE;
+        let wanted = self.queue.len().div_ceil(self.capacity);
+        let is_promising = |began: &&Instant| now.saturating_duration_since(**began) < patience;
         let promising = self.openings.iter().filter(is_promising).count();
-        if self.openings.len() >= MOST_OPENING || promising >= wanted {
+        // Where some do not get through, more are tried one by one.
+        let allowance = if promising < self.openings.len() { 1 } else { self.allowance };
+        if promising >= wanted.min(allowance) || self.openings.len() >= MOST_OPENING {
             return None;
         }
         self.openings.push(now);
         Some(now)
     }
+
+    /// An opening has ended.
+    fn conclude(&mut self, began: Instant, result: io::Result<Box<dyn Opener>>) {
+        let opener = match result {
+            Ok(opener) => opener,
+            Err(error) => return self.failed(began, &error),
+        };
+        let (now, waiting) = (Instant::now(), self.queue.len());
+        self.capacity = opener.capacity().max(1);
+        self.connections.push(Connection { opener, opened: now, used: now });
+        self.serve();
+        if waiting > 0 && self.queue.len() == waiting {
+            return self.failed(began, &io::Error::other("the endpoint takes no request"));
+        }
+        self.allowance = (self.allowance * 2).min(MOST_OPENING);
+        self.failures_in_a_row = 0;
+    }
+
+    /// One that failed may be an accident, and others may be about to get through: it is told to few of those for whom it was
+    /// begun, the next to more. One that took too long is told to nobody: they have a limit of their own.
+    fn failed(&mut self, began: Instant, error: &io::Error) {
+        self.allowance = FEW_OPENING;
+        if error.kind() == io::ErrorKind::TimedOut {
+            return;
+        }
+        let told = 1_usize << self.failures_in_a_row.min(16);
+        self.failures_in_a_row = self.failures_in_a_row.saturating_add(1);
+        for _ in 0..told {
+            if self.queue.front().is_some_and(|first| first.came <= began)
+                && let Some(first) = self.queue.pop_front()
+            {
+                let _ = first.place.send(Err(copy_of(error)));
+            }
+        }
+    }
 }
 
-/// A connection that is being opened. However that ends, those who wait are told.
+/// A connection that is being opened, until it is there or is not.
 struct Opening {
     sharing: Arc<Sharing>,
     began: Instant,
 }
 
 impl Opening {
-    async fn run(self, open: impl Future<Output = io::Result<Box<dyn Opener>>>) {
-        let opened = open.await.and_then(|opener| match opener.capacity() {
-            0 => Err(io::Error::other("the endpoint takes no request")),
-            capacity => Ok((opener, capacity)),
-        });
-        let mut state = self.sharing.state.lock();
-        match opened {
-            Ok((opener, capacity)) => {
-                let now = Instant::now();
-                state.capacity = Some(capacity);
-                state.connections.push(Connection { opener, opened: now, used: now });
-            }
-            Err(error) => state.failure = Some(Failure { began: self.began, error }),
-        }
+    fn end(self, result: io::Result<Box<dyn Opener>>) -> Arc<Sharing> {
+        self.sharing.state.lock().conclude(self.began, result);
+        self.sharing.clone()
     }
 }
 
@@ -173,24 +246,33 @@ impl Drop for Opening {
         if let Some(at) = state.openings.iter().position(|began| *began == self.began) {
             state.openings.swap_remove(at);
         }
-        drop(state);
-        self.sharing.ended.notify_waiters();
     }
 }
 
-/// Counts a request that waits for as long as it does.
-struct Waiting<'a>(&'a Sharing);
+/// A place in the queue, until it is dropped.
+struct Ticket<'a> {
+    sharing: &'a Sharing,
+    number: u64,
+}
 
-impl<'a> Waiting<'a> {
-    fn new(sharing: &'a Sharing) -> Waiting<'a> {
-        sharing.state.lock().waiting += 1;
-        Waiting(sharing)
+impl<'a> Ticket<'a> {
+    fn draw(sharing: &'a Sharing, must_be_new: bool) -> (Ticket<'a>, oneshot::Receiver<io::Result<Stream>>) {
+        let (place, given) = oneshot::channel();
+        let mut state = sharing.state.lock();
+        let number = state.next_number;
+        state.next_number += 1;
+        state.queue.push_back(Waiter { number, came: Instant::now(), must_be_new, place });
+        state.serve();
+        (Ticket { sharing, number }, given)
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for Ticket<'_> {
     fn drop(&mut self) {
-        self.0.state.lock().waiting -= 1;
+        let mut state = self.sharing.state.lock();
+        if let Ok(at) = state.queue.binary_search_by_key(&self.number, |waiter| waiter.number) {
+            state.queue.remove(at);
+        }
     }
 }
 
@@ -205,7 +287,7 @@ fn copy_of(error: &io::Error) -> io::Error {
 #[cfg(test)]
 mod tests {
     use std::future::{pending, ready};
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
     use std::task::{Context, Poll};
 
     use tokio::task::{JoinHandle, yield_now};
@@ -215,6 +297,7 @@ mod tests {
     use crate::net::Multiplexed;
 
     const SOON: Duration = Duration::from_millis(1);
+    const LIMIT: Duration = Duration::from_secs(2);
 
     /// A connection with places, and a place on one.
     #[derive(Clone, Debug)]
@@ -272,8 +355,16 @@ mod tests {
     where
         F: Future<Output = io::Result<Box<dyn Opener>>> + Send + 'static,
     {
-        let (sharing, begun) = (sharing.clone(), begun.clone());
-        tokio::spawn(async move { sharing.place(false, || open(begun.fetch_add(1, Ordering::SeqCst))).await })
+        let (sharing, open) = (sharing.clone(), counted(begun, open));
+        tokio::spawn(async move { sharing.place(false, LIMIT, open).await })
+    }
+
+    fn counted<F>(begun: &Arc<AtomicUsize>, open: impl Fn(usize) -> F + Send + Sync + 'static) -> Open
+    where
+        F: Future<Output = io::Result<Box<dyn Opener>>> + Send + 'static,
+    {
+        let begun = begun.clone();
+        Arc::new(move || Box::pin(open(begun.fetch_add(1, Ordering::SeqCst))))
     }
 
     async fn all(asking: Vec<JoinHandle<io::Result<Stream>>>) -> Vec<io::Result<Stream>> {
@@ -317,14 +408,33 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn openings_that_stall_are_few() {
         let (sharing, begun) = <(Arc<Sharing>, Arc<AtomicUsize>)>::default();
+        let is_well = Arc::new(AtomicBool::new(false));
+        let health = is_well.clone();
+        let open = move |_| {
+            let is_well = health.load(Ordering::SeqCst);
+            async move { if is_well { Fake::opener(2000) } else { pending().await } }
+        };
+        let waiting: Vec<_> = (0..1000).map(|_| asking(&sharing, &begun, open.clone())).collect();
+        sleep(LIMIT - SOON).await;
+        let stalled = begun.load(Ordering::SeqCst);
+        assert!((FEW_OPENING + 1..=FEW_OPENING + 8).contains(&stalled), "{stalled}");
+        is_well.store(true, Ordering::SeqCst);
+        let came = Instant::now();
+        assert!(all(waiting).await.iter().all(Result::is_ok));
+        assert!(came.elapsed() <= PATIENCE, "{:?}", came.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn there_is_an_end_to_openings_that_stall() {
+        let (sharing, begun) = <(Arc<Sharing>, Arc<AtomicUsize>)>::default();
         let waiting: Vec<_> = (0..1000).map(|_| asking(&sharing, &begun, |_| pending())).collect();
-        sleep(PATIENCE * 20).await;
+        sleep(LIMIT * 60).await;
         assert_eq!(begun.load(Ordering::SeqCst), MOST_OPENING);
-        waiting.iter().for_each(JoinHandle::abort);
         for one in waiting {
+            one.abort();
             assert!(one.await.is_err(), "it has left");
         }
-        assert_eq!(sharing.state.lock().waiting, 0, "nobody is counted that has left");
+        assert!(sharing.state.lock().queue.is_empty());
     }
 
     #[tokio::test(start_paused = true)]
@@ -343,21 +453,88 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn all_who_wait_are_told_that_it_fails() {
+    async fn one_that_fails_costs_one_request() {
+        let (sharing, begun) = <(Arc<Sharing>, Arc<AtomicUsize>)>::default();
+        let open = |before| async move {
+            match before {
+                3 => Err(io::ErrorKind::ConnectionReset.into()),
+                _ => {
+                    sleep(SOON).await;
+                    Fake::opener(100)
+                }
+            }
+        };
+        let places = all((0..400).map(|_| asking(&sharing, &begun, open)).collect()).await;
+        assert_eq!(places.iter().filter(|place| place.is_err()).count(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn all_who_wait_are_told_when_all_fail() {
         let (sharing, begun) = <(Arc<Sharing>, Arc<AtomicUsize>)>::default();
         let refused = |_| async {
             sleep(SOON).await;
-            Err(io::ErrorKind::ConnectionRefused.into())
+            Err(io::Error::from_raw_os_error(111))
         };
-        let failed = all((0..50).map(|_| asking(&sharing, &begun, refused)).collect()).await;
+        let failed = all((0..1000).map(|_| asking(&sharing, &begun, refused)).collect()).await;
         let is_refusal = |place: &io::Result<Stream>| {
             place.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
         };
         assert!(failed.iter().all(is_refusal));
-        // Those who came when one was under way do not believe the first alone.
-        assert!(begun.load(Ordering::SeqCst) <= 2, "{begun:?}");
-        // Who comes later tries again.
+        // 1 + 2 + 4 + ... and those that were under way.
+        assert!(begun.load(Ordering::SeqCst) <= 10 + FEW_OPENING, "{begun:?}");
+        // Who comes later, when all have ended, tries again.
+        sleep(SOON * 2).await;
         assert!(asking(&sharing, &begun, |_| ready(Fake::opener(1))).await.expect("no panic").is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_takes_no_request_is_a_failure() {
+        let (sharing, begun) = <(Arc<Sharing>, Arc<AtomicUsize>)>::default();
+        let failed = asking(&sharing, &begun, |_| ready(Fake::opener(0))).await.expect("no panic");
+        assert!(failed.is_err());
+        assert_eq!(begun.load(Ordering::SeqCst), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn many_small_connections_are_opened_side_by_side() {
+        let (sharing, begun) = <(Arc<Sharing>, Arc<AtomicUsize>)>::default();
+        let open = |_| async {
+            sleep(SOON * 30).await;
+            Fake::opener(1)
+        };
+        let came = Instant::now();
+        let places = all((0..1000).map(|_| asking(&sharing, &begun, open)).collect()).await;
+        assert!(places.iter().all(Result::is_ok));
+        assert!(came.elapsed() < LIMIT / 2, "{:?}", came.elapsed());
+        assert_eq!(begun.load(Ordering::SeqCst), 1000);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn places_are_given_in_turn() {
+        let (sharing, begun) = <(Arc<Sharing>, Arc<AtomicUsize>)>::default();
+        let place = asking(&sharing, &begun, |_| ready(Fake::opener(1))).await.expect("no panic").expect("a place");
+        let waits = asking(&sharing, &begun, |_| pending());
+        yield_now().await;
+        drop(place);
+        assert!(sharing.share().is_none(), "somebody has waited for it");
+        let came = Instant::now();
+        assert!(waits.await.expect("no panic").is_ok());
+        assert!(came.elapsed() <= PATIENCE, "{:?}", came.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_wants_a_new_one_keeps_nobody_from_an_old_one() {
+        let (sharing, begun) = <(Arc<Sharing>, Arc<AtomicUsize>)>::default();
+        let place = asking(&sharing, &begun, |_| ready(Fake::opener(1))).await.expect("no panic").expect("a place");
+        sleep(SOON).await;
+        let (waits, open) = (sharing.clone(), counted(&begun, |_| pending()));
+        tokio::spawn(async move { waits.place(true, LIMIT, open).await });
+        let behind = asking(&sharing, &begun, |_| pending());
+        yield_now().await;
+        drop(place);
+        let place = behind.await.expect("no panic").expect("the old one's place");
+        drop(place);
+        assert!(sharing.share().is_some(), "nobody else waits for it");
     }
 
     #[tokio::test(start_paused = true)]
@@ -378,7 +555,7 @@ mod tests {
         let old = asking(&sharing, &begun, open).await.expect("no panic").expect("a place");
         sleep(SOON).await;
         assert!(sharing.share().is_some(), "the old one has room");
-        let new = sharing.place(true, || open(begun.fetch_add(1, Ordering::SeqCst))).await.expect("a place");
+        let new = sharing.place(true, LIMIT, counted(&begun, open)).await.expect("a place");
         assert_eq!(begun.load(Ordering::SeqCst), 2);
         drop((old, new));
     }
