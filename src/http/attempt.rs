@@ -42,15 +42,16 @@ pub(crate) struct Attempt {
     pub(crate) origin: Option<Stream>,
 }
 
-/// One attempt at one endpoint. A first attempt may use an idle connection; later ones do not trust those.
+/// One attempt at one endpoint. A first attempt may use an idle connection; later ones do not trust those, nor do they share
+/// one with an endpoint that has `failed`.
 pub(crate) async fn attempt(
     client: &mut Client,
     request: &mut Request,
     upload: &mut Pump,
     lease: &Lease,
-    is_first: bool,
+    failed: &[Arc<Endpoint>],
 ) -> Attempt {
-    let mut origin = match connection(client, request, lease.endpoint(), is_first).await {
+    let mut origin = match connection(client, request, lease.endpoint(), failed).await {
         Ok(origin) => origin,
         Err(failure) => {
             judge(request, lease.endpoint(), &Err(&failure), 0);
@@ -194,10 +195,14 @@ async fn connection(
     client: &Client,
     request: &Request,
     endpoint: &Arc<Endpoint>,
-    may_reuse: bool,
+    failed: &[Arc<Endpoint>],
 ) -> Result<Stream, Failure> {
     let worker = client.worker.id;
     let is_shared = endpoint.transport().protocol.is_http2();
+    let may_reuse = match is_shared {
+        true => !failed.iter().any(|failed| Arc::ptr_eq(failed, endpoint)),
+        false => failed.is_empty(),
+    };
     let known = match may_reuse {
         true if is_shared => endpoint.sharing(worker).share(),
         true => endpoint.take_idle(worker, !request.facts.is_idempotent),

@@ -299,7 +299,7 @@ pub(crate) async fn forward(client: &mut Client, mut request: Box<Request>) -> N
             }
             Err(failure) => return give_up(client, request, &failure, Progress::default(), None).await,
         };
-        let mut attempt = attempt(client, &mut request, &mut upload, &lease, failed.is_empty()).await;
+        let mut attempt = attempt(client, &mut request, &mut upload, &lease, &failed).await;
         match attempt.result {
             Ok(Done::Answered { client_closes, .. }) => {
                 finish(client, *request, &attempt.progress, Some(lease.endpoint()), None);

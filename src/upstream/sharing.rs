@@ -23,6 +23,8 @@ const MOST_OPENING: usize = 64;
 const FEW_OPENING: usize = 4;
 /// After so long without a result another opening is begun beside the one that is under way.
 const PATIENCE: Duration = Duration::from_millis(250);
+/// Openings that stall and are begun one after the other within their limit.
+const SLOTS: u32 = 32;
 /// Places on a connection, as long as none has shown how many there are.
 const CAPACITY: usize = 100;
 
@@ -96,8 +98,10 @@ impl Sharing {
     pub async fn place(self: &Arc<Self>, must_be_new: bool, limit: Duration, open: Open) -> io::Result<Stream> {
         let (ticket, mut place) = Ticket::draw(self, must_be_new);
         let patience = PATIENCE.min(limit / 4);
+        // So that those that stall do not use up what may be opening.
+        let pace = patience.max(limit / SLOTS);
         loop {
-            self.open_more(patience, &open);
+            self.open_more(pace, &open);
             if let Ok(place) = timeout(patience, &mut place).await {
                 return place.unwrap_or_else(|_| Err(io::Error::other("it was given no place")));
             }
@@ -106,17 +110,17 @@ impl Sharing {
     }
 
     /// Begins the openings that those who wait need.
-    fn open_more(self: &Arc<Self>, patience: Duration, open: &Open) {
+    fn open_more(self: &Arc<Self>, pace: Duration, open: &Open) {
         let begun: Vec<Instant> = {
             let mut state = self.state.lock();
-            std::iter::from_fn(|| state.begin(patience)).collect()
+            std::iter::from_fn(|| state.begin(pace)).collect()
         };
         for began in begun {
             let (opening, open) = (Opening { sharing: self.clone(), began }, open.clone());
             tokio::spawn(async move {
                 let result = open().await;
                 let sharing = opening.end(result);
-                sharing.open_more(patience, &open);
+                sharing.open_more(pace, &open);
             });
         }
     }
@@ -160,27 +164,28 @@ impl State {
 
     /// Gives places to those who wait, as far as there are any.
     fn serve(&mut self) {
-        let mut at = 0;
+        let (mut at, mut has_new) = (0, true);
         while let Some(&Waiter { must_be_new, came, .. }) = self.queue.get(at) {
-            match self.share(must_be_new.then_some(came)) {
+            let place = if must_be_new && !has_new { None } else { self.share(must_be_new.then_some(came)) };
+            match place {
                 Some(stream) => {
                     if let Some(waiter) = self.queue.remove(at) {
                         // Who has left meanwhile leaves the place as well.
                         let _ = waiter.place.send(Ok(stream));
                     }
                 }
-                // There may still be an old one for the others.
-                None if must_be_new => at += 1,
+                // There may still be an old one for the others; what is new to those who came later is new to this one, too.
+                None if must_be_new => (at, has_new) = (at + 1, false),
                 None => return,
             }
         }
     }
 
     /// Begins an opening, unless those that are under way should do.
-    fn begin(&mut self, patience: Duration) -> Option<Instant> {
+    fn begin(&mut self, pace: Duration) -> Option<Instant> {
         let now = Instant::now();
         let wanted = self.queue.len().div_ceil(self.capacity);
-        let is_promising = |began: &&Instant| now.saturating_duration_since(**began) < patience;
+        let is_promising = |began: &&Instant| now.saturating_duration_since(**began) < pace;
         let promising = self.openings.iter().filter(is_promising).count();
         // Where some do not get through, more are tried one by one.
         let allowance = if promising < self.openings.len() { 1 } else { self.allowance };
@@ -211,6 +216,8 @@ impl State {
     /// One that failed may be an accident, and others may be about to get through: it is told to few of those for whom it was
     /// begun, the next to more. One that took too long is told to nobody: they have a limit of their own.
     fn failed(&mut self, began: Instant, error: &io::Error) {
+        // Places may have been given back meanwhile.
+        self.serve();
         self.allowance = FEW_OPENING;
         if error.kind() == io::ErrorKind::TimedOut {
             return;
@@ -218,9 +225,10 @@ impl State {
         let told = 1_usize << self.failures_in_a_row.min(16);
         self.failures_in_a_row = self.failures_in_a_row.saturating_add(1);
         for _ in 0..told {
-            if self.queue.front().is_some_and(|first| first.came <= began)
-                && let Some(first) = self.queue.pop_front()
-            {
+            if self.queue.front().is_none_or(|first| first.came > began) {
+                return;
+            }
+            if let Some(first) = self.queue.pop_front() {
                 let _ = first.place.send(Err(copy_of(error)));
             }
         }
@@ -258,12 +266,18 @@ struct Ticket<'a> {
 impl<'a> Ticket<'a> {
     fn draw(sharing: &'a Sharing, must_be_new: bool) -> (Ticket<'a>, oneshot::Receiver<io::Result<Stream>>) {
         let (place, given) = oneshot::channel();
-        let mut state = sharing.state.lock();
-        let number = state.next_number;
-        state.next_number += 1;
-        state.queue.push_back(Waiter { number, came: Instant::now(), must_be_new, place });
-        state.serve();
-        (Ticket { sharing, number }, given)
+        let ticket = {
+            let mut state = sharing.state.lock();
+            let number = state.next_number;
+            state.next_number += 1;
+            state.queue.push_back(Waiter { number, came: Instant::now(), must_be_new, place });
+            Ticket { sharing, number }
+        };
+        // Nothing is there yet that is newer than who has just come.
+        if !must_be_new {
+            sharing.state.lock().serve();
+        }
+        (ticket, given)
     }
 }
 
@@ -520,6 +534,20 @@ mod tests {
         let came = Instant::now();
         assert!(waits.await.expect("no panic").is_ok());
         assert!(came.elapsed() <= PATIENCE, "{:?}", came.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_is_told_of_a_failure_while_there_are_places() {
+        let (sharing, begun) = <(Arc<Sharing>, Arc<AtomicUsize>)>::default();
+        let place = asking(&sharing, &begun, |_| ready(Fake::opener(1))).await.expect("no panic").expect("a place");
+        let refused = |_| async {
+            sleep(SOON).await;
+            Err(io::ErrorKind::ConnectionRefused.into())
+        };
+        let waits = asking(&sharing, &begun, refused);
+        yield_now().await;
+        drop(place);
+        assert!(waits.await.expect("no panic").is_ok());
     }
 
     #[tokio::test(start_paused = true)]

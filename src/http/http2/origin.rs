@@ -129,9 +129,11 @@ impl Opener for Shared {
     }
 
     fn is_over(&mut self) -> bool {
-        let ready = self.send.poll_ready(&mut Context::from_waker(Waker::noop()));
-        let is_silent = self.line.is_silent.load(Ordering::Relaxed);
-        is_silent || self.driver.is_finished() || matches!(ready, Poll::Ready(Err(_)))
+        // First, for what a driver that has panicked leaves behind is not to be touched.
+        if self.driver.is_finished() || self.line.is_silent.load(Ordering::Relaxed) {
+            return true;
+        }
+        matches!(self.send.poll_ready(&mut Context::from_waker(Waker::noop())), Poll::Ready(Err(_)))
     }
 }
 
