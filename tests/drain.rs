@@ -372,11 +372,15 @@ async fn thousands_of_idle_websockets_are_cut_in_one_go_and_new_requests_are_ser
     let record = teal.switch("a", Color::Green).await.expect("a switch");
     assert_eq!(report(&record).websocket.at_switch, IDLE_WEBSOCKETS as u64);
     let mut client = Client::connect(address).await;
+    let mut slowest = Duration::ZERO;
     while !record.drain().unwrap().is_over() {
+        let asked = Instant::now();
         assert_eq!(client.get("/a").await.text(), "green");
+        slowest = slowest.max(asked.elapsed());
     }
     let expected = KindReport { open: 0, at_switch: 2_000, finished: 0, kept: 0, cut: 2_000 };
     assert_eq!(report(&record).websocket, expected);
+    assert!(slowest < Duration::from_secs(2), "a new request took {slowest:?}");
     for websocket in websockets {
         assert_eq!(websocket.ending().await, None);
     }
