@@ -228,6 +228,19 @@ async fn a_websocket_passes_http2_to_the_endpoint() {
     assert_eq!(said.payload, b"pong");
 }
 
+/// Requests through a proxy of one worker that has not spoken to the endpoint before; each is answered with `text`.
+async fn ask_at_once(endpoint: &impl std::fmt::Display, requests: usize, text: &str) {
+    let services = format!(
+        "[[routes]]\npath = \"/\"\nservice = \"app\"\n[services.app]\nprotocol = \"h2c\"\n\
+         blue = [\"{endpoint}\"]\nhealth = {{ interval = \"1h\" }}\n"
+    );
+    let teal = Builder::new(&services).workers(1).start().await;
+    let asking = (0..requests).map(|_| tokio::spawn(get(teal.address, "/")));
+    for asked in asking.collect::<Vec<_>>() {
+        assert_eq!(soon("an answer", asked).await.expect("no panic").text(), text);
+    }
+}
+
 #[tokio::test]
 async fn requests_share_connections_up_to_what_the_endpoint_takes() {
     const REQUESTS: usize = 12;
@@ -248,15 +261,7 @@ async fn requests_share_connections_up_to_what_the_endpoint_takes() {
         }
     })
     .await;
-    let services = format!(
-        "[[routes]]\npath = \"/\"\nservice = \"app\"\n[services.app]\nprotocol = \"h2c\"\n\
-         blue = [\"{endpoint}\"]\nhealth = {{ interval = \"1h\" }}\n"
-    );
-    let teal = Builder::new(&services).workers(1).start().await;
-    let asking = (0..REQUESTS).map(|_| tokio::spawn(get(teal.address, "/")));
-    for asked in asking.collect::<Vec<_>>() {
-        assert_eq!(soon("an answer", asked).await.expect("no panic").text(), "all here");
-    }
+    ask_at_once(&endpoint, REQUESTS, "all here").await;
     // The probe by TCP never speaks.
     let used = connections.load(Ordering::SeqCst);
     let needed = REQUESTS / STREAMS as usize;
@@ -278,15 +283,7 @@ async fn a_burst_at_a_cold_endpoint_opens_few_connections() {
         }
     })
     .await;
-    let services = format!(
-        "[[routes]]\npath = \"/\"\nservice = \"app\"\n[services.app]\nprotocol = \"h2c\"\n\
-         blue = [\"{endpoint}\"]\nhealth = {{ interval = \"1h\" }}\n"
-    );
-    let teal = Builder::new(&services).workers(1).start().await;
-    let asking = (0..REQUESTS).map(|_| tokio::spawn(get(teal.address, "/")));
-    for asked in asking.collect::<Vec<_>>() {
-        assert_eq!(soon("an answer", asked).await.expect("no panic").text(), "here");
-    }
+    ask_at_once(&endpoint, REQUESTS, "here").await;
     let used = connections.load(Ordering::SeqCst);
     assert!(used <= REQUESTS / 10, "{used} connections");
 }

@@ -23,7 +23,7 @@ const MOST_OPENING: usize = 64;
 const FEW_OPENING: usize = 4;
 /// After so long without a result another opening is begun beside the one that is under way.
 const PATIENCE: Duration = Duration::from_millis(250);
-/// Openings that stall and are begun one after the other within their limit.
+/// So many openings are begun one after the other within the time limit of one, if all of them stall.
 const SLOTS: u32 = 32;
 /// Places on a connection, as long as none has shown how many there are.
 const CAPACITY: usize = 100;
