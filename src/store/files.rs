@@ -15,8 +15,8 @@ use rustix::io::Errno;
 
 use super::{StoreError, io_error, parse, redb_error, tables, unreadable};
 
-/// Octets of the file kept in memory; the whole state is seldom larger.
-const CACHE: usize = 4 << 20;
+/// Octets of the file kept in memory. Old receipts are read seldom, and what a switch changes is much less.
+const CACHE: usize = 1 << 20;
 
 pub(super) fn create_dir(dir: &Path) -> Result<(), StoreError> {
     if dir.is_dir() {
