@@ -389,17 +389,19 @@ impl Shared {
 
     fn reloaded(&self, outcome: Result<(), Problems>) {
         let stats = &self.state.stats;
-        match &outcome {
+        let count = match &outcome {
             Ok(()) => {
-                stats.reloads_applied.fetch_add(1, Ordering::Relaxed);
                 tracing::info!("config applied");
+                &stats.reloads_applied
             }
             Err(problems) => {
-                stats.reloads_rejected.fetch_add(1, Ordering::Relaxed);
                 tracing::error!(%problems, "config rejected, the old one stays in effect");
+                &stats.reloads_rejected
             }
-        }
+        };
         self.state.set_problems(outcome.err());
+        // Last: whoever sees the count sees what was counted.
+        count.fetch_add(1, Ordering::Release);
     }
 
     /// New listeners are bound first: if one cannot be had, nothing changes.

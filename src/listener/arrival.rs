@@ -279,13 +279,15 @@ impl http::Permit for Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.listening.stats.connections.fetch_sub(1, Ordering::Relaxed);
-        let Some(address) = self.counted else { return };
-        if let Entry::Occupied(mut count) = self.listening.by_ip.lock().entry(address) {
+        if let Some(address) = self.counted
+            && let Entry::Occupied(mut count) = self.listening.by_ip.lock().entry(address)
+        {
             *count.get_mut() -= 1;
             if *count.get() == 0 {
                 count.remove();
             }
         }
+        // Last: whoever sees that it is gone may take its place.
+        self.listening.stats.connections.fetch_sub(1, Ordering::Release);
     }
 }

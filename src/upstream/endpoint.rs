@@ -192,14 +192,14 @@ impl Endpoint {
     }
 
     fn turn(&self, is_healthy: bool) -> Health {
-        self.state.fetch_or(PROBED, Ordering::AcqRel);
         if is_healthy {
             self.failures_in_a_row.store(0, Ordering::Relaxed);
-            self.state.fetch_or(HEALTHY, Ordering::AcqRel);
+            self.state.fetch_or(PROBED | HEALTHY, Ordering::AcqRel);
             self.vacancy.announce();
             Health::Healthy
         } else {
             self.state.fetch_and(!HEALTHY, Ordering::AcqRel);
+            self.state.fetch_or(PROBED, Ordering::AcqRel);
             Health::Unhealthy
         }
     }
