@@ -272,6 +272,11 @@ async fn a_receipt_outlives_the_process() {
 async fn status_tells_how_everything_is() {
     let (teal, origins) = shop().await;
     assert_eq!(get(teal.address, "/api").await.status, 200);
+    let open = || {
+        let snapshot = teal.state().load();
+        snapshot.service("api").expect("a known service").generation.tally().counts()[0].open()
+    };
+    eventually("nobody is on its way", || open() == 0).await;
     let cli = "User-Agent: teal-cli/0.1.0\r\nContent-Type: application/json\r\n";
     let switched: Receipt = read(&call(&teal, "POST", "/v1/switch", cli, &to("green").to_string()).await, 200);
     assert_eq!(switched.trigger, Trigger::Cli);
@@ -639,7 +644,7 @@ async fn shop() -> (Teal, [Origin; 2]) {
 
 fn services(blue: &str, green: &str) -> String {
     format!(
-        "[services.api]\nactive = \"blue\"\nblue = [{blue}]\ngreen = [{green}]\n\
+        "[services.api]\nactive = \"blue\"\nblue = [{blue}]\ngreen = [{green}]\nhealth = {{ interval = \"1h\" }}\n\
          [services.bare]\nactive = \"blue\"\nblue = [{blue}]\ngreen = []\n\
          [services.sick]\nactive = \"blue\"\nblue = [{blue}]\ngreen = [\"127.0.0.1:1\"]\n\
          [[routes]]\npath = \"/api\"\nservice = \"api\"\n"

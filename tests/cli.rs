@@ -319,7 +319,8 @@ async fn switched_but_not_drained_is_3() {
 #[tokio::test(flavor = "multi_thread")]
 async fn proxy_that_cannot_be_reached_is_5() {
     let folder = Folder::new(&idle_services());
-    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let refusing = Origin::refusing();
+    let free = refusing.address.to_string();
     let gone = folder.teal(&["status", "--admin", &free]).failed(5);
     assert!(gone.stderr.contains(&free), "{}", gone.stderr);
     folder.teal(&["switch", "api", "green", "--admin", "unix:/no/such/socket"]).failed(5);

@@ -179,7 +179,7 @@ async fn a_switch_may_ask_for_a_fence_that_the_file_does_not() {
 
 #[tokio::test]
 async fn a_fence_that_takes_too_long_is_given_up_and_nothing_has_changed() {
-    let (_stage, teal, slow) = busy("switch.fence_timeout = \"400ms\"").await;
+    let (_stage, teal, slow) = busy("switch.fence_timeout = \"3s\"").await;
     let (stored, tenure) = (stored(&teal), tenure(&teal));
     let switching = raise(&teal, fenced(&[("a", Color::Green)])).await;
     let mut waiting = held(&teal, "/a/quick").await;
@@ -193,6 +193,7 @@ async fn a_fence_that_takes_too_long_is_given_up_and_nothing_has_changed() {
     assert_eq!(get(teal.address, "/a/quick").await.text(), "blue");
 
     // The next fence waits for the same request.
+    eventually("only the slow one runs", || in_flight(&teal) == 1).await;
     let switching = raise(&teal, fenced(&[("a", Color::Green)])).await;
     let mut waiting = held(&teal, "/a/quick").await;
     assert!(!switching.is_finished());
@@ -239,6 +240,7 @@ async fn the_api_says_what_still_ran() {
     assert!(metrics.text().contains(counted), "{}", metrics.text());
     slow.release();
     assert_eq!(slow.ending().await.as_deref(), Some("blue"));
+    eventually("nothing runs", || in_flight(&teal) == 0).await;
     let answer = admin(&teal, "POST", "/v1/switch", body).await;
     assert_eq!((answer.status, &json(&answer)["mode"]), (200, &serde_json::json!("fence")));
 }
@@ -251,6 +253,7 @@ async fn pipelines_get_exit_codes() {
     assert!(String::from_utf8_lossy(&refused.stderr).contains("still running on blue"), "{refused:?}");
     slow.release();
     assert_eq!(slow.ending().await.as_deref(), Some("blue"));
+    eventually("nothing runs", || in_flight(&teal) == 0).await;
     let done = cli(&teal, &["switch", "a", "green", "--mode", "fence"]).await;
     assert_eq!((done.status.code(), teal.active("a")), (Some(0), Color::Green), "{done:?}");
     let back = cli(&teal, &["rollback", "a", "--mode", "fence", "--wait", "drained"]).await;
@@ -287,7 +290,7 @@ async fn streams_do_not_hold_a_fence_up_and_are_drained_after_it() {
 #[tokio::test]
 async fn services_fence_together_and_one_slow_service_abandons_all() {
     let stage = Stage::new().await;
-    let keys = "switch.fence_timeout = \"300ms\"";
+    let keys = "switch.fence_timeout = \"3s\"";
     let teal = Builder::new(&(stage.service("a", keys) + &stage.service("b", keys))).start().await;
     let slow = stage.open(teal.address, "b", Kind::Http).await;
     let both = || fenced(&[("a", Color::Green), ("b", Color::Green)]);
@@ -300,6 +303,7 @@ async fn services_fence_together_and_one_slow_service_abandons_all() {
     assert_eq!((at_a.answer().await.text(), at_b.answer().await.text()), ("blue", "blue"));
     assert_eq!((teal.active("a"), teal.active("b")), (Color::Blue, Color::Blue));
 
+    eventually("only the slow one runs", || in_flight(&teal) == 1).await;
     let switching = raise(&teal, both()).await;
     let (mut at_a, mut at_b) = (held(&teal, "/a/quick").await, held(&teal, "/b/quick").await);
     slow.release();
@@ -441,15 +445,15 @@ async fn a_client_that_leaves_while_it_is_held_reaches_nobody() {
 #[tokio::test]
 async fn a_request_may_be_held_longer_than_every_other_timeout() {
     let stage = Stage::new().await;
-    let limits = "header_timeout = \"100ms\"\nidle_timeout = \"100ms\"\nbody_timeout = \"100ms\"";
-    let keys = format!("{FENCED}\nqueue_timeout = \"50ms\"\nconnect_timeout = \"100ms\"");
+    let limits = "header_timeout = \"1s\"\nidle_timeout = \"1s\"\nbody_timeout = \"1s\"";
+    let keys = format!("{FENCED}\nqueue_timeout = \"1s\"\nconnect_timeout = \"1s\"");
     let teal = Builder::new(&stage.service("a", &keys)).listener(limits).start().await;
     let slow = stage.open(teal.address, "a", Kind::Http).await;
     let switching = raise(&teal, to_color(&[("a", Color::Green)])).await;
     let mut waiting = held(&teal, "/a/quick").await;
     let mut posting = Client::connect(teal.address).await;
     posting.send("POST /a/quick HTTP/1.1\r\nHost: test\r\nContent-Length: 2\r\n\r\nhi").await;
-    assert!(timeout(Duration::from_millis(600), waiting.more()).await.is_err(), "it is not held");
+    assert!(timeout(Duration::from_millis(2_500), waiting.more()).await.is_err(), "it is not held");
     slow.release();
     ended(switching).await.expect("a switch");
     assert_eq!(waiting.answer().await.text(), "green");

@@ -122,7 +122,10 @@ async fn expect_clients(balancer: &Balancer, requests: &Requests) {
 async fn haproxy_says_by_either_version_whose_connection_it_passes_on() {
     for keyword in ["send-proxy", "send-proxy-v2", "send-proxy-v2 proxy-v2-options crc32c,unique-id"] {
         let (teal, _origin, requests) = start(REQUIRE).await;
-        let server = format!("  server teal {} check check-send-proxy inter 20ms {keyword}\n", teal.address);
+        let server = format!(
+            "  timeout check 10s\n  server teal {} check check-send-proxy inter 20ms {keyword}\n",
+            teal.address
+        );
         let Some(balancer) = Balancer::start("haproxy", |_, address| haproxy("tcp", address, &server)).await else {
             return;
         };
@@ -160,10 +163,12 @@ async fn haproxy_loses_no_request_to_a_proxy_that_stops() {
     let origin = Origin::saying("ok").await;
     let build = || Builder::app(&[&origin]).top("shutdown_delay = \"3s\"\n").start();
     let (one, other) = (build().await, build().await);
-    let server = |name: &str, teal: &Teal| format!("  server {name} {} check inter 20ms rise 1 fall 1\n", teal.address);
+    let server = |name: &str, teal: &Teal, fall| {
+        format!("  server {name} {} check inter 20ms rise 1 fall {fall}\n", teal.address)
+    };
     // On a busy machine a good answer may be late.
     let check = "  balance roundrobin\n  timeout check 10s\n  option httpchk GET /.well-known/teal/ready\n  http-reuse always\n";
-    let backend = [check, &server("one", &one), &server("other", &other)].concat();
+    let backend = [check, &server("one", &one, 1), &server("other", &other, 100)].concat();
     let Some(balancer) = Balancer::start("haproxy", |_, address| haproxy("http", address, &backend)).await else {
         return;
     };
@@ -250,8 +255,8 @@ async fn connections_of_a_unix_socket_beyond_the_limit_wait_and_are_served() {
 async fn change(teal: &Teal, builder: Builder) {
     let applied = || teal.state().stats.reloads_applied.load(Ordering::SeqCst);
     let before = applied();
+    // It is watched: were it told to read it as well, one of the two would be taken for that of the next change.
     builder.write(teal.dir());
-    teal.proxy().reload();
     eventually("the file is read", || applied() > before).await;
 }
 

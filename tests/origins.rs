@@ -442,7 +442,8 @@ async fn five_failures_in_a_row_eject_an_endpoint() {
     for (kind, bad) in failing {
         let good = Origin::saying("good").await;
         let service = "balance = \"round_robin\"\noutlier = { eject = \"5m\" }";
-        let teal = start(Builder::app(&[&bad, &good]).service(service)).await;
+        // One worker has judged an answer before it looks at who comes next.
+        let teal = start(Builder::app(&[&bad, &good]).service(service).workers(1)).await;
         for _ in 0..40 {
             get(teal.address, "/").await;
         }
@@ -461,7 +462,7 @@ async fn an_answer_in_between_forgives() {
     // An error of the application itself says nothing about the endpoint.
     let failing = Origin::http(|_| async { b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n".to_vec() });
     let (flaky, failing) = (flaky.await, failing.await);
-    let teal = Builder::app(&[&flaky, &failing]).service("balance = \"round_robin\"").start().await;
+    let teal = Builder::app(&[&flaky, &failing]).service("balance = \"round_robin\"").workers(1).start().await;
     for _ in 0..40 {
         get(teal.address, "/").await;
     }
@@ -512,7 +513,7 @@ async fn clients_cannot_eject_an_endpoint() {
     });
     let (origin, other) = (origin.await, Origin::saying("another").await);
     let service = "balance = \"hash:header:x-key\"\noutlier = { consecutive_errors = 2 }";
-    let teal = Builder::app(&[&origin, &other]).listener("body_timeout = \"100ms\"").service(service).start().await;
+    let teal = Builder::app(&[&origin, &other]).listener("body_timeout = \"500ms\"").service(service).start().await;
     let mut key = 0;
     let ask_who = async |key| ask_text(&teal, format!("GET /who HTTP/1.1\r\nHost: a\r\nX-Key: {key}\r\n\r\n")).await;
     while ask_who(key).await != "it" {

@@ -200,11 +200,11 @@ async fn a_new_color_that_is_slow_to_take_streams_slows_the_goodbyes_down() {
 
 async fn is_waited_for(mood: Mood) {
     const STREAMS: usize = 150;
-    let stage = Stage::new("", "spread = \"1s\"", "60s").await;
+    let stage = Stage::new("", "spread = \"3s\"", "60s").await;
     let crowd = Crowd::gather(&stage, STREAMS, 0, true).await;
     stage.green.send_replace(mood);
     let record = stage.switch(Color::Green).await;
-    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    tokio::time::sleep(Duration::from_millis(4_500)).await;
     // By now all of them, had the new color taken them.
     let told = crowd.told(Kind::WebSocket);
     assert!((1..STREAMS / 2).contains(&told), "{told} of {STREAMS} were told");
@@ -216,7 +216,7 @@ async fn is_waited_for(mood: Mood) {
 /// A color that never takes anybody does not keep the old one for ever: there is a last call.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_new_color_that_goes_on_refusing_is_waited_for_until_the_last_call() {
-    let stage = Stage::new("", "spread = \"0s\"", "10s").await;
+    let stage = Stage::new("", "spread = \"1s\"", "10s").await;
     let crowd = Crowd::gather(&stage, 60, 0, true).await;
     stage.green.send_replace(Mood::Refusing);
     let called = Instant::now();
@@ -233,7 +233,7 @@ async fn a_new_color_with_a_closed_port_slows_the_goodbyes_down() {
     let ((blue, _), closed) = (streams.origin().await, Origin::refusing());
     let keys = format!(
         "green = [{}]\nqueue_timeout = \"200ms\"\n[services.app.drain]\ntimeout = \"60s\"\n\
-         websocket = {{ spread = \"1s\", quiet = \"0s\" }}",
+         websocket = {{ spread = \"3s\", quiet = \"0s\" }}",
         closed.toml()
     );
     let teal = Builder::app(&[&blue]).service(&keys).start().await;
@@ -242,7 +242,7 @@ async fn a_new_color_with_a_closed_port_slows_the_goodbyes_down() {
     let crowd = Crowd::gather(&stage, 150, 0, true).await;
     let request = teal::state::SwitchRequest { force: true, ..support::proxy::to_color(&[("app", Color::Green)]) };
     let record = stage.teal.state().switch(request).await.expect("a forced switch");
-    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    tokio::time::sleep(Duration::from_millis(4_500)).await;
     let told = crowd.told(Kind::WebSocket);
     assert!((1..100).contains(&told), "{told} of 150 were told");
     let now = report(&record).websocket;
@@ -326,6 +326,11 @@ async fn a_rollback_takes_back_goodbyes_that_nobody_knows_of() {
     chat.expect(&message[8..]).await;
     chat.send(b"\x81\x02hi").await;
     events.send("lf\n\ndata: more\n\n").await;
+    let both_come = async {
+        while socket.buffer.len() < 4 && socket.more().await.is_some() {}
+        while !source.buffer.windows(10).any(|text| text == b"data: more") && source.more().await.is_some() {}
+    };
+    soon("what was said after the rollback", both_come).await;
     tokio::time::sleep(A_WHILE).await;
     let seen =
         |client: &mut Client| while client.stream.try_read_buf(&mut client.buffer).is_ok_and(|count| count > 0) {};

@@ -26,7 +26,7 @@ use support::client::{Client, get};
 use support::exchange::Stage;
 use support::origin::{Origin, Request, ok};
 use support::proxy::{Builder, Teal, to_color};
-use support::{eventually, scratch, soon};
+use support::{eventually, replace, scratch, soon};
 
 const RELOADS: usize = 50;
 const MANY_RELOADS: usize = 1_000;
@@ -86,7 +86,7 @@ async fn a_bad_file_changes_nothing_and_is_shown_until_a_good_one_comes() {
     fs::remove_file(teal.file()).expect("the test can remove it");
     eventually("it is missed", || counts(&teal) == (0, bad.len() as u64 + 1)).await;
     assert!(teal.state().problems().is_some() && snapshot.ptr_eq(&Arc::downgrade(&teal.state().load())));
-    fs::write(teal.file(), &good).expect("the test can write");
+    replace(&teal.file(), &good);
     eventually("it is good again", || counts(&teal) == (1, bad.len() as u64 + 1)).await;
     assert_eq!(teal.state().problems(), None);
 }
@@ -120,11 +120,11 @@ async fn a_half_written_file_changes_nothing() {
     let teal = Builder::new(&stage.service("a", "")).start_watching().await;
     let text = fs::read_to_string(teal.file()).expect("a file") + "[[routes]]\npath = \"/new\"\nservice = \"a\"\n";
     for (n, length) in [0, text.len() / 2, text.len() - 5].into_iter().enumerate() {
-        fs::write(teal.file(), &text[..length]).expect("the test can write");
+        replace(&teal.file(), &text[..length]);
         eventually("half a file is refused", || counts(&teal) == (0, n as u64 + 1)).await;
         assert_eq!(get(teal.address, "/a").await.text(), "blue");
     }
-    fs::write(teal.file(), &text).expect("the test can write");
+    replace(&teal.file(), &text);
     eventually("the whole file is in effect", || counts(&teal).0 == 1).await;
     assert_eq!(get(teal.address, "/new").await.text(), "blue");
     assert!(teal.state().problems().is_none());
@@ -546,10 +546,7 @@ fn descriptors(teal: &Binary) -> usize {
 /// Changes the file as an editor does, and waits until the change was applied or rejected.
 async fn edit(teal: &Teal, change: impl FnOnce(&str) -> String) {
     let before = counts(teal);
-    let text = change(&fs::read_to_string(teal.file()).expect("a file"));
-    let draft = teal.dir().join("draft");
-    fs::write(&draft, text).expect("the test can write");
-    fs::rename(&draft, teal.file()).expect("the test can rename");
+    replace(&teal.file(), change(&fs::read_to_string(teal.file()).expect("a file")));
     eventually("the change is followed", || counts(teal) != before).await;
 }
 

@@ -95,7 +95,7 @@ async fn a_request_that_has_begun_to_come_is_served_and_who_says_nothing_is_not_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn streams_run_on_until_the_deadline() {
-    let (stage, teal) = start("shutdown_timeout = \"1s\"").await;
+    let (stage, teal) = start("shutdown_timeout = \"4s\"").await;
     let mut kept = Vec::new();
     for kind in Kind::ALL {
         kept.push(stage.open(teal.address, "a", kind).await);
@@ -111,7 +111,7 @@ async fn streams_run_on_until_the_deadline() {
     }
     for exchange in kept {
         assert_eq!(exchange.ending().await, None);
-        assert!(begun.elapsed() >= Duration::from_secs(1), "cut before the deadline");
+        assert!(begun.elapsed() >= Duration::from_secs(4), "cut before the deadline");
     }
     eventually("it has stopped", || teal.proxy().is_stopped()).await;
 }
@@ -175,7 +175,7 @@ async fn drains_that_the_stop_ends_are_recorded() {
     let stage = Stage::new().await;
     // On a real disk, which takes its time.
     let dir = tempfile::tempdir().expect("a temporary directory");
-    let names: Vec<String> = (0..30).map(|n| format!("a{n}")).collect();
+    let names: Vec<String> = (0..10).map(|n| format!("a{n}")).collect();
     let services: String = names.iter().map(|name| stage.service(name, "")).collect();
     let teal = Builder::new(&services).top("shutdown_timeout = \"500ms\"").start_unprobed(dir);
     teal.probed().await;

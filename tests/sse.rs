@@ -11,6 +11,7 @@ use tokio::time::timeout;
 use support::by_hand::{Call, by_hand};
 use support::client::Client;
 use support::proxy::{Builder, Teal};
+use support::streams::within_a_second;
 use support::{eventually, soon};
 
 const GET: &str = "GET /events HTTP/1.1\r\nHost: a\r\nAccept: text/event-stream\r\n\r\n";
@@ -122,7 +123,7 @@ async fn a_client_that_leaves_is_noticed_by_the_origin() {
                 SockRef::from(&client.stream).set_linger(Some(Duration::ZERO)).expect("a TCP socket");
             }
             drop(client);
-            timeout(Duration::from_secs(1), call.gone()).await.expect("noticed within a second");
+            within_a_second("the origin notices", call.gone()).await;
         }
     }
     eventually("all streams are over", || open(&teal) == 0).await;

@@ -4,7 +4,7 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use teal::config::Color;
 use teal::state::{Aim, Refusal, SwitchRequest};
@@ -48,9 +48,9 @@ fn check_color(answer: &support::client::Answer) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn thousands_of_switches_under_load_lose_nothing() {
     let (teal, _origins) = pair().await;
-    let acked = watch::Sender::new(1);
+    let (acked, answered) = (watch::Sender::new(1), Arc::new(AtomicUsize::new(0)));
     let load = |_| {
-        let (mut acked, address) = (acked.subscribe(), teal.address);
+        let (mut acked, answered, address) = (acked.subscribe(), answered.clone(), teal.address);
         tokio::spawn(async move {
             let (mut requests, mut newest) = (0, 0);
             let mut client = Client::connect(address).await;
@@ -65,6 +65,7 @@ async fn thousands_of_switches_under_load_lose_nothing() {
                 assert!(generation >= newest, "saw generation {newest}, then {generation}");
                 newest = generation;
                 requests += 1;
+                answered.fetch_add(1, Ordering::SeqCst);
                 if requests % 50 == 0 {
                     client = Client::connect(address).await;
                 }
@@ -74,12 +75,18 @@ async fn thousands_of_switches_under_load_lose_nothing() {
     };
     let clients: Vec<_> = (0..CLIENTS).map(load).collect();
 
+    let mut kept_up = 0;
     for n in 0..SWITCHES {
         let to = if n % 2 == 0 { Color::Green } else { Color::Blue };
         let record = teal.state().switch(to_color(&[("a", to), ("b", to)])).await.expect("a switch");
         let receipt = record.receipt();
         assert_eq!(receipt.services.len(), 2);
         acked.send_replace(receipt.services[0].generation);
+        // Each client has at least one request for the newest of them.
+        if n % 5 == 4 {
+            eventually("the load keeps up", || answered.load(Ordering::SeqCst) >= kept_up + CLIENTS).await;
+            kept_up = answered.load(Ordering::SeqCst);
+        }
     }
     drop(acked);
 
@@ -102,25 +109,27 @@ async fn thousands_of_switches_under_load_lose_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn services_switch_together() {
     let (teal, _origins) = pair().await;
-    let is_over = Arc::new(AtomicBool::new(false));
-    let (over, address) = (is_over.clone(), teal.address);
+    let (is_over, pairs) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let (over, counted, address) = (is_over.clone(), pairs.clone(), teal.address);
     let watcher = tokio::spawn(async move {
         let mut client = Client::connect(address).await;
-        let mut pairs = 0u64;
         while !over.load(Ordering::SeqCst) {
             let first = generation(&client.get("/a").await);
             let second = generation(&client.get("/b").await);
             assert!(second >= first, "a at generation {first}, then b at {second}");
-            pairs += 1;
+            counted.fetch_add(1, Ordering::SeqCst);
         }
-        pairs
     });
     for n in 0..500 {
         let to = if n % 2 == 0 { Color::Green } else { Color::Blue };
         teal.state().switch(to_color(&[("a", to), ("b", to)])).await.expect("a switch");
+        if n % 50 == 0 {
+            let before = pairs.load(Ordering::SeqCst);
+            eventually("the watcher looks", || pairs.load(Ordering::SeqCst) > before).await;
+        }
     }
     is_over.store(true, Ordering::SeqCst);
-    assert!(watcher.await.expect("no assertion failed") > 0);
+    watcher.await.expect("no assertion failed");
 }
 
 /// Of two that expect the same color, one wins.
@@ -142,11 +151,12 @@ async fn racing_switches_have_one_winner() {
 /// What is refused changes nothing: not the color, not the generation, not the history.
 #[tokio::test]
 async fn a_refused_switch_leaves_no_trace() {
-    let (blue, dead) = (Origin::saying("blue").await, Origin::saying("dead").await.toml());
+    let (blue, dead) = (Origin::saying("blue").await, Origin::refusing());
     let teal = Builder::new(&format!(
-        "[services.a]\nactive = \"blue\"\nblue = [{}]\ngreen = [{dead}]\nhealth = {{ interval = \"20ms\", fall = 1 }}\n\
+        "[services.a]\nactive = \"blue\"\nblue = [{}]\ngreen = [{}]\nhealth = {{ interval = \"20ms\", fall = 1 }}\n\
          [services.empty]\nactive = \"blue\"\nblue = [{0}]\n",
-        blue.toml()
+        blue.toml(),
+        dead.toml()
     ))
     .start()
     .await;
@@ -267,11 +277,12 @@ async fn a_key_that_changed_nothing_stays_so() {
 /// A request that waits for an endpoint has not begun: a switch lets it go to the new color.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_waiting_request_follows_the_switch() {
-    let dead = Origin::saying("dead").await.toml();
+    let dead = Origin::refusing();
     let green = Origin::http(|_: Request| async { ok("green") }).await;
     let teal = Builder::new(&format!(
-        "[services.a]\nactive = \"blue\"\nblue = [{dead}]\ngreen = [{}]\nqueue_timeout = \"20s\"\n\
+        "[services.a]\nactive = \"blue\"\nblue = [{}]\ngreen = [{}]\nqueue_timeout = \"20s\"\n\
          health = {{ interval = \"20ms\", fall = 1 }}\n[[routes]]\npath = \"/\"\nservice = \"a\"\n",
+        dead.toml(),
         green.toml()
     ))
     .start()

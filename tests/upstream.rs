@@ -36,7 +36,7 @@ async fn secure_origin(origin: &Origin, pair: &Pair, keys: &str) -> Teal {
 async fn proxy(endpoint: SocketAddr, keys: &str) -> Teal {
     let services = format!(
         "[[routes]]\npath = \"/\"\nservice = \"app\"\n[services.app]\nblue = [\"{endpoint}\"]\n\
-         health = {{ path = \"/health\", interval = \"1h\" }}\nqueue_timeout = \"0s\"\n{keys}\n"
+         health = {{ path = \"/health\", interval = \"1h\", timeout = \"15s\" }}\nqueue_timeout = \"0s\"\n{keys}\n"
     );
     Builder::new(&services).start().await
 }
@@ -232,7 +232,7 @@ async fn a_websocket_passes_http2_to_the_endpoint() {
 async fn ask_at_once(endpoint: &impl std::fmt::Display, requests: usize, text: &str) {
     let services = format!(
         "[[routes]]\npath = \"/\"\nservice = \"app\"\n[services.app]\nprotocol = \"h2c\"\n\
-         blue = [\"{endpoint}\"]\nhealth = {{ interval = \"1h\" }}\n"
+         connect_timeout = \"1h\"\nblue = [\"{endpoint}\"]\nhealth = {{ interval = \"1h\" }}\n"
     );
     let teal = Builder::new(&services).workers(1).start().await;
     let asking = (0..requests).map(|_| tokio::spawn(get(teal.address, "/")));
@@ -542,7 +542,7 @@ async fn a_reload_that_turns_tls_on_uses_no_plain_connection_any_more() {
     let app = |keys: &str| {
         Builder::new(&format!(
             "[[routes]]\npath = \"/\"\nservice = \"app\"\n[services.app]\nblue = [\"{}\"]\n\
-             health = {{ interval = \"1h\" }}\nretries = 0\n{keys}\n",
+             health = {{ interval = \"1h\", timeout = \"15s\" }}\nretries = 0\n{keys}\n",
             secure.address
         ))
     };
@@ -647,7 +647,7 @@ async fn a_connection_on_which_nothing_comes_any_more_gets_no_further_request() 
     })
     .await;
     let services = format!(
-        "[[routes]]\npath = \"/\"\nservice = \"app\"\n[services.app]\nprotocol = \"h2c\"\nresponse_timeout = \"1s\"\n\
+        "[[routes]]\npath = \"/\"\nservice = \"app\"\n[services.app]\nprotocol = \"h2c\"\nresponse_timeout = \"3s\"\n\
          blue = [\"{endpoint}\"]\nhealth = {{ interval = \"1h\" }}\nretries = 0\n"
     );
     let teal = Builder::new(&services).workers(1).start().await;

@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::io::AsyncWriteExt;
-use tokio::time::timeout;
 
 use crate::support::by_hand::by_hand;
 use crate::support::client::Client;
 use crate::support::origin::{Origin, ok};
 use crate::support::proxy::Builder;
 use crate::support::soon;
+use crate::support::streams::within_a_second;
 
 /// An origin that answers with the request line that it got.
 async fn echo() -> Origin {
@@ -150,12 +150,12 @@ async fn one_hundred_continue_passes_through() {
 #[tokio::test]
 async fn a_client_that_waits_for_100_is_not_blamed_for_a_slow_origin() {
     let (origin, mut calls) = by_hand().await;
-    let teal = Builder::app(&[&origin]).listener("body_timeout = \"400ms\"").service("response_timeout = \"20s\"");
+    let teal = Builder::app(&[&origin]).listener("body_timeout = \"2s\"").service("response_timeout = \"20s\"");
     let teal = teal.start().await;
     let mut client = Client::connect(teal.address).await;
     client.send("POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n").await;
     let mut call = calls.next().await;
-    let an_origin_that_thinks = Duration::from_secs(1);
+    let an_origin_that_thinks = Duration::from_secs(4);
     tokio::time::sleep(an_origin_that_thinks).await;
     call.send("HTTP/1.1 100 Continue\r\n\r\n").await;
     client.expect("HTTP/1.1 100 Continue\r\n\r\n").await;
@@ -275,9 +275,7 @@ async fn a_client_that_leaves_while_the_origin_thinks_is_noticed() {
         client.send(request).await;
         let mut call = calls.next().await;
         drop(client);
-        timeout(Duration::from_secs(1), call.gone())
-            .await
-            .unwrap_or_else(|_| panic!("not noticed within a second: {request:?}"));
+        within_a_second(request, call.gone()).await;
     }
     assert!(calls.is_empty(), "what was sent ahead does not go on without its client");
 }
@@ -293,7 +291,7 @@ async fn a_client_that_leaves_during_the_answer_is_noticed() {
     client.head().await.expect("a head");
     client.expect("begun").await;
     drop(client);
-    timeout(Duration::from_secs(1), call.gone()).await.expect("noticed within a second");
+    within_a_second("the origin notices", call.gone()).await;
 }
 
 /// The origin sends without pause; the client reads a little and goes.

@@ -19,12 +19,12 @@ use crate::support::{eventually, soon};
 
 #[tokio::test]
 async fn replies_of_our_own_are_whole_and_say_their_id() {
-    let origin = Origin::saying("ok").await;
+    let (origin, refusing) = (Origin::saying("ok").await, Origin::refusing());
     let services = format!(
         "[[routes]]\npath = \"/a\"\nservice = \"a\"\n[services.a]\nblue = [{}]\n\
          [[routes]]\npath = \"/down\"\nservice = \"down\"\n[services.down]\nqueue_timeout = \"10ms\"\nblue = [{}]\n",
         origin.toml(),
-        Origin::refusing().toml()
+        refusing.toml()
     );
     let teal = Builder::new(&services).start().await;
     let mut client = Good::connect(teal.address).await;

@@ -1,7 +1,7 @@
 //! The promises of a switch, a drain, a fence and a stop, to requests that share their connections.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use teal::config::Color;
 use teal::drain::{DrainState, KindReport};
@@ -29,19 +29,23 @@ async fn switches_under_load_lose_nothing_and_their_acknowledgement_means_done()
     let keys = format!("green = [{}]\nexpose_color = true", green.toml());
     let teal = Builder::app(&[&blue]).service(&keys).start().await;
     let acked = watch::Sender::new(1_u64);
-    let mut load = Vec::new();
+    let (mut load, asked) = (Vec::new(), Arc::new(AtomicU64::new(0)));
     for _ in 0..CONNECTIONS {
         let send = Good::connect(teal.address).await.send;
         for _ in 0..STREAMS {
-            load.push(tokio::spawn(keep_asking(send.clone(), acked.subscribe())));
+            load.push(tokio::spawn(keep_asking(send.clone(), acked.subscribe(), asked.clone())));
         }
     }
+    let mut kept_up = 0;
     for n in 0..SWITCHES {
         let to = if n % 2 == 0 { Color::Green } else { Color::Blue };
         teal.switch("app", to).await.expect("a switch");
         acked.send_replace(n + 2);
-        // Those who ask get on.
-        tokio::task::yield_now().await;
+        // Each stream has at least one request for the newest of them.
+        if n % 5 == 4 {
+            eventually("requests go on", || asked.load(Ordering::SeqCst) >= kept_up + load.len() as u64).await;
+            kept_up = asked.load(Ordering::SeqCst);
+        }
     }
     drop(acked);
     let mut requests = 0;
@@ -52,7 +56,11 @@ async fn switches_under_load_lose_nothing_and_their_acknowledgement_means_done()
 }
 
 /// Asks again and again; each answer is whole, of one color, and of no generation older than what was acknowledged before.
-async fn keep_asking(send: h2::client::SendRequest<bytes::Bytes>, mut acked: watch::Receiver<u64>) -> u64 {
+async fn keep_asking(
+    send: h2::client::SendRequest<bytes::Bytes>,
+    mut acked: watch::Receiver<u64>,
+    asked: Arc<AtomicU64>,
+) -> u64 {
     let mut client = Good { send, connection: tokio::spawn(async { Ok(()) }) };
     let mut requests = 0;
     // An error means that there are no more switches.
@@ -63,6 +71,7 @@ async fn keep_asking(send: h2::client::SendRequest<bytes::Bytes>, mut acked: wat
         assert!(generation >= newest, "generation {generation} after {newest} was acknowledged");
         let color = if generation % 2 == 1 { "blue" } else { "green" };
         assert_eq!((answer.status, answer.text()), (200, color));
+        asked.fetch_add(1, Ordering::SeqCst);
         requests += 1;
     }
     requests
@@ -257,7 +266,7 @@ async fn a_stop_that_is_over_cuts_every_stream() {
 #[tokio::test]
 async fn a_busy_connection_is_not_idle() {
     let (origin, mut calls) = by_hand().await;
-    let teal = Builder::app(&[&origin]).listener("idle_timeout = \"200ms\"\n").start().await;
+    let teal = Builder::app(&[&origin]).listener("idle_timeout = \"1s\"\n").start().await;
     let mut client = Good::connect(teal.address).await;
     let (waiting, _) = client.begin(get("/"), false).await;
     let mut call = calls.next().await;

@@ -17,6 +17,8 @@ pub mod streams;
 pub mod tight;
 pub mod tls;
 
+use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -40,6 +42,13 @@ pub async fn soon<F: Future>(what: &str, future: F) -> F::Output {
         Ok(output) => output,
         Err(_) => panic!("waited in vain for {what}"),
     }
+}
+
+/// Gives a file its text in one step: one that is written in place may be seen before it has all of it.
+pub fn replace(path: &Path, text: impl AsRef<[u8]>) {
+    let draft = path.with_extension("draft");
+    fs::write(&draft, text).expect("the test can write");
+    fs::rename(&draft, path).expect("the test can rename");
 }
 
 /// A temporary directory in memory, where there is such a thing: a test that promises nothing about disks need not wait

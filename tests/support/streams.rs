@@ -19,6 +19,7 @@ use tokio_tungstenite::{WebSocketStream, accept_async, client_async};
 
 use super::client::{Client, field};
 use super::origin::{Origin, ok, read_head};
+use super::{over, soon};
 
 const EVENTS: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
 const UNAVAILABLE: &str = "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
@@ -269,23 +270,24 @@ impl EventSource {
 /// How long the machine has kept this process from running; nobody's pace can be better than that.
 pub struct Stalls {
     worst: Arc<AtomicU64>,
-    task: JoinHandle<()>,
+    tasks: [JoinHandle<()>; 2],
 }
 
 impl Stalls {
     pub fn watch() -> Stalls {
         const TICK: Duration = Duration::from_millis(5);
         let worst = Arc::new(AtomicU64::new(0));
-        let noted = worst.clone();
-        let task = tokio::spawn(async move {
+        let watch = |noted: Arc<AtomicU64>| async move {
             loop {
                 let before = Instant::now();
                 tokio::time::sleep(TICK).await;
                 let late = before.elapsed().saturating_sub(TICK);
                 noted.fetch_max(u64::try_from(late.as_millis()).unwrap_or(u64::MAX), Ordering::SeqCst);
             }
-        });
-        Stalls { worst, task }
+        };
+        // What stands between the clients and the proxy has a thread of its own.
+        let tasks = [tokio::spawn(watch(worst.clone())), over::runtime().spawn(watch(worst.clone()))];
+        Stalls { worst, tasks }
     }
 
     pub fn worst(&self) -> Duration {
@@ -295,8 +297,17 @@ impl Stalls {
 
 impl Drop for Stalls {
     fn drop(&mut self) {
-        self.task.abort();
+        self.tasks.iter().for_each(JoinHandle::abort);
     }
+}
+
+/// What is promised within a second: `event` comes in that time, but for what the machine has kept this process waiting.
+pub async fn within_a_second<F: Future>(what: &str, event: F) -> F::Output {
+    let (begun, stalls) = (Instant::now(), Stalls::watch());
+    let output = soon(what, event).await;
+    let took = begun.elapsed().saturating_sub(stalls.worst());
+    assert!(took < Duration::from_secs(1), "{what}: not within a second, but in {took:?}");
+    output
 }
 
 /// Whether there were never more than twice as many `times` as an even rate over `spread` gives; says how many times as

@@ -98,8 +98,12 @@ impl Pair {
     /// Writes `NAME.pem` and `NAME.key`, and gives the entry of `certificates` that names them.
     pub fn write(&self, dir: &Path, name: &str) -> String {
         let (cert, key) = (dir.join(format!("{name}.pem")), dir.join(format!("{name}.key")));
-        fs::write(&cert, &self.cert).expect("the test can write");
-        fs::write(&key, &self.key).expect("the test can write");
+        let drafts = [dir.join(format!("{name}.pem.draft")), dir.join(format!("{name}.key.draft"))];
+        fs::write(&drafts[0], &self.cert).expect("the test can write");
+        fs::write(&drafts[1], &self.key).expect("the test can write");
+        // Who watches them sees the one without the other as shortly as can be.
+        fs::rename(&drafts[0], &cert).expect("the test can rename");
+        fs::rename(&drafts[1], &key).expect("the test can rename");
         format!("{{ cert = {cert:?}, key = {key:?} }}")
     }
 
@@ -202,6 +206,14 @@ pub fn sample_keys() -> String {
 /// Whether these are the keys of [`sample_keys`].
 pub fn is_sample(tls: &Tls) -> bool {
     tls.certificates[0].cert == Path::new(SAMPLE)
+}
+
+/// A connection of its own to a listener that has the keys of [`sample_keys`].
+pub async fn connect_to_sample(listener: SocketAddr) -> Client<Secured> {
+    let chain: Vec<_> = CertificateDer::pem_file_iter(SAMPLE).expect("the sample").collect();
+    let authority = chain.into_iter().next_back().expect("two certificates").expect("made by us");
+    let config = Arc::new(client_config(trusting([authority]), BOTH_VERSIONS, None));
+    connect(listener, "test", &config).await.expect("the proxy accepts")
 }
 
 /// Takes connections in plain text and passes each on over TLS, until it is dropped: clients that know nothing of TLS

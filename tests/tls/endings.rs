@@ -70,10 +70,17 @@ async fn a_handshake_from_before_the_stop_is_finished_and_the_request_served() {
         }
         site.teal.proxy().begin_stop();
         let config = site.client();
-        for socket in sockets {
-            let name = "a.test".try_into().expect("a name");
-            let stream = TlsConnector::from(config.clone()).connect(name, socket).await.expect("a handshake");
-            assert_eq!(Client::on(stream).ask(GET).await.text(), "ok");
+        // All at once: each has a second to begin.
+        let served = sockets.into_iter().map(|socket| {
+            let connector = TlsConnector::from(config.clone());
+            tokio::spawn(async move {
+                let name = "a.test".try_into().expect("a name");
+                let stream = connector.connect(name, socket).await.expect("a handshake");
+                assert_eq!(Client::on(stream).ask(GET).await.text(), "ok");
+            })
+        });
+        for served in served.collect::<Vec<_>>() {
+            served.await.expect("it is served");
         }
         eventually("it has stopped", || site.teal.proxy().is_stopped()).await;
     }

@@ -7,8 +7,8 @@ use std::path::Path;
 use rustls::pki_types::CertificateDer;
 use teal::config::Problems;
 
-use crate::support::eventually;
 use crate::support::tls::{Authority, Pair};
+use crate::support::{eventually, replace};
 use crate::{GET, Site};
 
 /// The certificate that a newcomer is shown.
@@ -51,13 +51,13 @@ async fn what_cannot_be_used_leaves_the_old_certificate_in_use_and_is_named() {
     let (cert, key) = (site.dir.path().join("a.pem"), site.dir.path().join("a.key"));
     let next = site.authority.issue(&["a.test"]);
     let steps: [(&str, &Path, &dyn Fn()); 6] = [
-        ("garbage", &cert, &|| fs::write(&cert, [7; 5000]).expect("the test can write")),
-        ("half a file", &cert, &|| fs::write(&cert, &next.cert[..next.cert.len() / 2]).expect("the test can write")),
-        ("an empty file", &cert, &|| fs::write(&cert, "").expect("the test can write")),
-        ("the certificate of another key", &key, &|| fs::write(&cert, &next.cert).expect("the test can write")),
+        ("garbage", &cert, &|| replace(&cert, [7; 5000])),
+        ("half a file", &cert, &|| replace(&cert, &next.cert[..next.cert.len() / 2])),
+        ("an empty file", &cert, &|| replace(&cert, "")),
+        ("the certificate of another key", &key, &|| replace(&cert, &next.cert)),
         ("no key", &key, &|| fs::remove_file(&key).expect("the test can remove")),
         ("no certificate", &cert, &|| {
-            fs::write(&key, &next.key).expect("the test can write");
+            replace(&key, &next.key);
             fs::remove_file(&cert).expect("the test can remove");
         }),
     ];
@@ -68,7 +68,7 @@ async fn what_cannot_be_used_leaves_the_old_certificate_in_use_and_is_named() {
         assert!(!problems.contains("BEGIN"), "{what}: {problems}");
         assert_eq!(shown(&site).await, old, "{what}");
     }
-    fs::write(&cert, &next.cert).expect("the test can write");
+    replace(&cert, &next.cert);
     assert_eq!(reloaded(&site, (1, 6)).await, None);
     assert_eq!(shown(&site).await, next.chain());
 }
@@ -78,7 +78,7 @@ async fn a_file_that_is_named_before_it_is_there_is_taken_when_it_comes() {
     let site = Site::new("").await;
     let old = shown(&site).await;
     let text = fs::read_to_string(site.teal.file()).expect("the file is there");
-    fs::write(site.teal.file(), text.replace("a.pem", "next.pem").replace("a.key", "next.key")).expect("a file");
+    replace(&site.teal.file(), text.replace("a.pem", "next.pem").replace("a.key", "next.key"));
     assert!(reloaded(&site, (0, 1)).await.is_some());
     assert_eq!(shown(&site).await, old);
     let next = site.authority.issue(&["a.test"]);
@@ -129,7 +129,7 @@ async fn authorities_of_clients_that_cannot_be_used_are_a_problem_of_the_config(
     })
     .await;
     let garbage = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
-    fs::write(site.dir.path().join("clients.pem"), ca.pem() + garbage).expect("the test can write");
+    replace(&site.dir.path().join("clients.pem"), ca.pem() + garbage);
     let problems = reloaded(&site, (0, 1)).await.expect("a problem").to_string();
     assert!(problems.contains("clients.pem"), "{problems}");
 }
@@ -147,10 +147,10 @@ async fn changed_authorities_of_clients_are_taken() {
     let [of_first, of_second] = [&first, &second].map(|authority| authority.issue(&["client"]));
     let serves = async |pair| site.serves(&site.client_with(Some(pair))).await.is_some();
     assert_eq!((serves(&of_first).await, serves(&of_second).await), (true, false));
-    fs::write(site.dir.path().join("clients.pem"), second.pem()).expect("the test can write");
+    replace(&site.dir.path().join("clients.pem"), second.pem());
     assert_eq!(reloaded(&site, (1, 0)).await, None);
     assert_eq!((serves(&of_first).await, serves(&of_second).await), (false, true));
-    fs::write(site.dir.path().join("clients.pem"), first.pem() + &second.pem()).expect("the test can write");
+    replace(&site.dir.path().join("clients.pem"), first.pem() + &second.pem());
     assert_eq!(reloaded(&site, (2, 0)).await, None);
     assert_eq!((serves(&of_first).await, serves(&of_second).await), (true, true));
 }

@@ -40,7 +40,7 @@ const ALARM_PAUSE: Duration = Duration::from_millis(20);
 
 /// How long the streams have to come back before a switch, and to catch up after the last message; what is missing then
 /// is lost.
-const CATCH_UP: Duration = Duration::from_secs(5);
+const CATCH_UP: Duration = Duration::from_secs(10);
 
 /// Running clients; they end when this is dropped.
 pub(super) struct Load {
