@@ -103,6 +103,30 @@ fn each_authority_of_endpoints_must_be_one() {
     assert!(problems(&(good + garbage)).is_some_and(|problems| problems.contains("ca.pem")));
 }
 
+#[test]
+fn what_we_show_must_be_a_certificate_and_its_key() {
+    let (authority, dir) = (Authority::new(), scratch());
+    let [own, other] = [(); 2].map(|()| authority.issue(&["teal"]));
+    let problems = |cert: &str, key: &str| {
+        let (cert, key) = (file(dir.path(), "own.pem", cert), file(dir.path(), "own.key", key));
+        let text = format!(
+            "[[listeners]]\nlisten = \"127.0.0.1:0\"\n[services.a]\nblue = [\"127.0.0.1:1\"]\n\
+             upstream_tls = {{ insecure = true, cert = {cert}, key = {key} }}\n"
+        );
+        config::parse(&text, std::path::Path::new("t.toml")).err().map(|problems| problems.to_string())
+    };
+    assert_eq!(problems(&own.cert, &own.key), None);
+    let cases = [
+        (&*own.cert, &*other.key, "expected the key of the certificate in"),
+        ("nothing", &own.key, "own.pem (no certificate in it)"),
+        (&own.cert, "nothing", "own.key (no private key in it that can be read)"),
+    ];
+    for (cert, key, expected) in cases {
+        let found = problems(cert, key).expect("a problem");
+        assert!(found.contains(expected), "{found}");
+    }
+}
+
 #[tokio::test]
 async fn an_endpoint_may_ask_who_we_are() {
     let authority = Authority::new();

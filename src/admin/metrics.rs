@@ -128,6 +128,16 @@ fn of_endpoints(services: &[Seen]) -> Vec<MetricFamily> {
                 [row("ok", seen.sum(color, |shard| &shard.connects)), row("failed", failed)]
             }),
         ),
+        gauges(
+            "teal_upstream_tls_certificate_expiry_timestamp_seconds",
+            "When the certificate that a service shows to its endpoints expires, in seconds since 1970.",
+            services.iter().filter_map(|seen| {
+                let own = seen.config.own_certificate()?;
+                let cert = own.cert.display().to_string();
+                let end = u64::try_from(own.facts.not_after).unwrap_or(0);
+                Some(gauge(&[("service", seen.name()), ("certificate", &*cert)], end))
+            }),
+        ),
     ]
 }
 

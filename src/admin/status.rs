@@ -117,6 +117,9 @@ pub struct ServiceStatus {
     #[serde(default)]
     pub fenced: bool,
     pub pools: Pools,
+    /// That it shows to its endpoints.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<CertificateStatus>,
     /// The newest drain that is still under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drain: Option<DrainStatus>,
@@ -283,18 +286,21 @@ fn config(state: &State) -> ConfigStatus {
 }
 
 fn listener((address, stats): (String, Arc<crate::metrics::ListenerStats>)) -> ListenerStatus {
-    let (now, tls) = (SystemTime::now(), stats.tls.load_full());
-    let certificate = |certificate: &Certificate| CertificateStatus {
-        cert: certificate.cert.display().to_string(),
-        names: certificate.facts.names.iter().map(ToString::to_string).collect(),
-        not_before: date(certificate.facts.not_before),
-        not_after: date(certificate.facts.not_after),
-        warning: certificate.warning(now),
-    };
+    let tls = stats.tls.load_full();
     ListenerStatus {
         address,
         connections: at_least_zero(stats.connections.load(Ordering::Relaxed)),
         certificates: tls.iter().flat_map(|tls| &tls.certificates).map(certificate).collect(),
+    }
+}
+
+fn certificate(certificate: &Certificate) -> CertificateStatus {
+    CertificateStatus {
+        cert: certificate.cert.display().to_string(),
+        names: certificate.facts.names.iter().map(ToString::to_string).collect(),
+        not_before: date(certificate.facts.not_before),
+        not_after: date(certificate.facts.not_after),
+        warning: certificate.warning(SystemTime::now()),
     }
 }
 
@@ -310,6 +316,7 @@ fn service(seen: &Seen, stored: &BTreeMap<String, Stored>, drains: &HashMap<Arc<
         previous: stored.and_then(|stored| stored.previous),
         fenced: seen.is_held,
         pools: Pools { blue: pool(seen, Color::Blue), green: pool(seen, Color::Green) },
+        certificate: seen.config.own_certificate().map(certificate),
         drain: drains.get(seen.name()).cloned(),
     }
 }

@@ -93,6 +93,8 @@ impl Look {
     /// Certificates that somebody should look after, each once.
     fn certificates(&self, status: &Status) -> Vec<String> {
         let certificates = status.listeners.iter().flat_map(|listener| &listener.certificates);
+        let certificates =
+            certificates.chain(status.services.iter().filter_map(|service| service.certificate.as_ref()));
         let mut warnings: Vec<&str> = certificates.filter_map(|one| one.warning.as_deref()).collect();
         warnings.sort_unstable();
         warnings.dedup();

@@ -146,19 +146,15 @@ impl Config {
     /// are about to. One line each, none twice.
     pub fn warnings(&self, now: SystemTime) -> BTreeSet<String> {
         let tls = self.listeners.iter().filter_map(|listener| listener.tls.as_ref());
+        let shown_to_endpoints = self.services.values().filter_map(|service| service.own_certificate());
         let mut warnings = BTreeSet::new();
-        for certificate in tls.flat_map(|tls| &tls.certificates) {
+        for certificate in tls.flat_map(|tls| &tls.certificates).chain(shown_to_endpoints) {
             if certificate.is_exposed {
                 warnings.insert(exposed(&certificate.key));
             }
             warnings.extend(certificate.warning(now));
         }
         for service in self.services.values() {
-            if let Some(tls) = &service.upstream_tls
-                && let Some((_, key)) = tls.identity.as_ref().filter(|_| tls.is_exposed)
-            {
-                warnings.insert(exposed(key));
-            }
             if service.upstream_tls.as_ref().is_some_and(|tls| !tls.is_verified) {
                 let name = &service.name;
                 warnings
@@ -170,7 +166,7 @@ impl Config {
 
     /// Whether there are private keys in the memory of a process that has it.
     pub fn has_keys(&self) -> bool {
-        let of_ours = |service: &Arc<Service>| service.upstream_tls.as_ref().is_some_and(|tls| tls.identity.is_some());
+        let of_ours = |service: &Arc<Service>| service.own_certificate().is_some();
         self.listeners.iter().any(|listener| listener.tls.is_some()) || self.services.values().any(of_ours)
     }
 }
@@ -353,6 +349,13 @@ pub struct Service {
     pub outlier: Outlier,
     pub switch: Switch,
     pub drain: Drain,
+}
+
+impl Service {
+    /// The certificate that endpoints are shown, if they are.
+    pub fn own_certificate(&self) -> Option<&Certificate> {
+        self.upstream_tls.as_ref()?.identity.as_ref()
+    }
 }
 
 /// How the service changes its color.

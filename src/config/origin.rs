@@ -14,7 +14,7 @@ use toml::de::DeValue;
 
 use crate::config::Upstream;
 use crate::config::reader::{Expected, Table};
-use crate::config::tls::{read_authorities, read_chain, read_key};
+use crate::config::tls::{Certificate, pair, read_authorities};
 use crate::config::units::{flag, path};
 
 /// What endpoints speak.
@@ -43,13 +43,9 @@ pub struct UpstreamTls {
     pub server_name: Option<ServerName<'static>>,
     /// Without verification anybody may pass for an endpoint.
     pub is_verified: bool,
-    /// Of our own certificate and its key.
-    pub identity: Option<(PathBuf, PathBuf)>,
-    /// Whether others than the owner and the group may read our key.
-    pub is_exposed: bool,
-    /// What the files held.
+    /// The certificate that we show.
+    pub identity: Option<Certificate>,
     roots: Vec<CertificateDer<'static>>,
-    chain: Vec<CertificateDer<'static>>,
     is_http2: bool,
     /// Made of all that.
     pub client: Arc<ClientConfig>,
@@ -57,9 +53,9 @@ pub struct UpstreamTls {
 
 impl PartialEq for UpstreamTls {
     fn eq(&self, other: &UpstreamTls) -> bool {
-        let key = |tls: &UpstreamTls| (tls.ca.clone(), tls.server_name.clone(), tls.is_verified, tls.identity.clone());
-        key(self) == key(other)
-            && (&self.roots, &self.chain, self.is_http2) == (&other.roots, &other.chain, other.is_http2)
+        let UpstreamTls { ca, server_name, is_verified, identity, roots, is_http2, client: _ } = self;
+        (ca, server_name, is_verified) == (&other.ca, &other.server_name, &other.is_verified)
+            && (identity, roots, is_http2) == (&other.identity, &other.roots, &other.is_http2)
     }
 }
 
@@ -70,7 +66,7 @@ impl fmt::Debug for UpstreamTls {
             .field("ca", ca)
             .field("server_name", server_name)
             .field("is_verified", is_verified)
-            .field("identity", identity)
+            .field("identity", &identity.as_ref().map(|certificate| &certificate.cert))
             .finish_non_exhaustive()
     }
 }
@@ -92,7 +88,7 @@ pub(crate) fn upstream_tls(table: &mut Table<'_>, protocol: Protocol) -> Option<
     let server_name = table.optional("server_name", server_name).map(|name| name.into_inner());
     let cert = table.optional("cert", path).map(|cert| cert.into_inner());
     let key = table.optional("key", path).map(|key| key.into_inner());
-    [&ca, &cert, &key].into_iter().flatten().for_each(|file| table.reads(file));
+    ca.iter().for_each(|file| table.reads(file));
     let is_verified = !table.value("insecure", false, flag);
     let roots = match &ca {
         Some(ca) => read_authorities(ca).map_err(|why| table.conflict("ca", || why)).ok()?,
@@ -103,21 +99,15 @@ pub(crate) fn upstream_tls(table: &mut Table<'_>, protocol: Protocol) -> Option<
         table.conflict("cert", || "found one of cert and key, expected both, or neither".to_owned());
         return None;
     }
-    let identity = cert.zip(key);
-    let (own, is_exposed) = match &identity {
-        None => (None, false),
-        Some((cert, key)) => {
-            let chain = read_chain(cert).map_err(|why| table.conflict("cert", || why)).ok()?;
-            let (key, is_exposed) = read_key(key).map_err(|why| table.conflict("key", || why)).ok()?;
-            (Some((chain, key)), is_exposed)
-        }
+    let identity = match cert.zip(key) {
+        None => None,
+        Some((cert, key)) => Some(pair(table, cert, key)?),
     };
-    let chain = own.as_ref().map(|(chain, _)| chain.clone()).unwrap_or_default();
     let is_http2 = protocol.is_http2();
-    let client = client(&roots, own, is_verified, is_http2);
+    let client = client(&roots, identity.as_ref(), is_verified, is_http2);
     let client = client.map_err(|error| table.conflict("ca", || format!("cannot be used: {error}"))).ok()?;
     let client = Arc::new(client);
-    Some(UpstreamTls { ca, server_name, is_verified, identity, is_exposed, roots, chain, is_http2, client })
+    Some(UpstreamTls { ca, server_name, is_verified, identity, roots, is_http2, client })
 }
 
 fn server_name(value: &DeValue<'_>) -> Result<ServerName<'static>, Expected> {
@@ -135,11 +125,9 @@ fn system_roots(table: &Table<'_>) -> Option<Vec<CertificateDer<'static>>> {
     Some(roots)
 }
 
-type Own = (Vec<CertificateDer<'static>>, rustls::pki_types::PrivateKeyDer<'static>);
-
 fn client(
     roots: &[CertificateDer<'static>],
-    own: Option<Own>,
+    own: Option<&Certificate>,
     is_verified: bool,
     is_http2: bool,
 ) -> Result<ClientConfig, Box<dyn std::error::Error>> {
@@ -158,7 +146,7 @@ fn client(
     };
     let mut client = match own {
         None => builder.with_no_client_auth(),
-        Some((chain, key)) => builder.with_client_auth_cert(chain, key)?,
+        Some(own) => builder.with_client_auth_cert(own.chain.clone(), own.secret.clone_key())?,
     };
     client.alpn_protocols = vec![if is_http2 { b"h2".to_vec() } else { b"http/1.1".to_vec() }];
     Ok(client)

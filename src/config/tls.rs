@@ -118,7 +118,11 @@ pub(crate) fn tls(table: &mut Table<'_>) -> Option<Tls> {
 fn certificate(table: &mut Table<'_>) -> Option<Certificate> {
     let cert = table.required("cert", "the path of a PEM file with the certificate and its chain", path);
     let key = table.required("key", "the path of a PEM file with its private key", path);
-    let (cert, key) = (cert?.into_inner(), key?.into_inner());
+    pair(table, cert?.into_inner(), key?.into_inner())
+}
+
+/// What the files of the keys `cert` and `key` hold. `None` when something is wrong, which is in the report then.
+pub(crate) fn pair(table: &mut Table<'_>, cert: PathBuf, key: PathBuf) -> Option<Certificate> {
     [&cert, &key].into_iter().for_each(|file| table.reads(file));
     let chain = read_chain(&cert).map_err(|why| table.conflict("cert", || why)).ok();
     let secret = read_key(&key).map_err(|why| table.conflict("key", || why)).ok();
@@ -146,7 +150,7 @@ fn client_auth(table: &mut Table<'_>) -> Option<ClientAuth> {
 }
 
 /// The certificates of a PEM file, at least one.
-pub(crate) fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let (text, _) = small_file(path).map_err(|error| not_as_expected(path, &error.to_string()))?;
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
     match chain {
@@ -166,7 +170,7 @@ pub(crate) fn read_authorities(path: &Path) -> Result<Vec<CertificateDer<'static
 }
 
 /// The first private key of a PEM file, and whether everybody may read it. No error repeats what is in the file.
-pub(crate) fn read_key(path: &Path) -> Result<(PrivateKeyDer<'static>, bool), String> {
+fn read_key(path: &Path) -> Result<(PrivateKeyDer<'static>, bool), String> {
     let wrong = |why: &str| format!("found {} ({why}), expected a PEM file with a private key", path.display());
     let (text, mode) = small_file(path).map_err(|error| wrong(&error.to_string()))?;
     let key = PrivateKeyDer::from_pem_slice(&text).map_err(|_| wrong("no private key in it that can be read"))?;

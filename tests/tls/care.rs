@@ -42,10 +42,16 @@ async fn a_certificate_that_needs_attention_is_shown() {
         ("late", now - 2 * DAY, now - DAY, "late.pem has expired, on 2"),
         ("early", now + DAY, now + 90 * DAY, "early.pem is not valid before 2"),
     ];
+    let ours = now + 3 * DAY - Duration::from_secs(60);
     let site = Site::with(authority, |authority, dir| {
         let pairs: Vec<_> =
             cases.iter().map(|(name, from, to, _)| issue(authority, *from, *to).write(dir.path(), name)).collect();
-        format!("tls = {{ certificates = [{}] }}\n", pairs.join(", "))
+        let shown_to_endpoints = issue(authority, now - DAY, ours).write(dir.path(), "ours");
+        let shown_to_endpoints = shown_to_endpoints.replace("{ ", "{ insecure = true, ");
+        format!(
+            "tls = {{ certificates = [{}] }}\n[services.other]\nblue = []\nupstream_tls = {shown_to_endpoints}\n",
+            pairs.join(", ")
+        )
     })
     .await;
     let status: Value = serde_json::from_str(&ask_admin(&site, "/v1/status").await).expect("JSON");
@@ -63,6 +69,15 @@ async fn a_certificate_that_needs_attention_is_shown() {
         );
         assert!(metrics.contains(&row), "{row}{metrics}");
     }
+    let shown = status["services"].as_array().expect("services").iter().find(|service| service["name"] == "other");
+    let warning = shown.and_then(|service| service["certificate"]["warning"].as_str()).expect("a warning");
+    assert!(warning.contains("ours.pem expires in 2 days, on 2"), "{warning}");
+    let row = format!(
+        "teal_upstream_tls_certificate_expiry_timestamp_seconds{{service=\"other\",certificate={:?}}} {}\n",
+        site.dir.path().join("ours.pem"),
+        ours.duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_secs()
+    );
+    assert!(metrics.contains(&row), "{row}{metrics}");
     let output = Command::new(env!("CARGO_BIN_EXE_teal"))
         .args(["status", "--admin", &site.teal.admin.to_string()])
         .output()
@@ -72,6 +87,7 @@ async fn a_certificate_that_needs_attention_is_shown() {
     for (_, _, _, warning) in cases {
         assert!(table.contains(warning), "{table}");
     }
+    assert!(table.contains("ours.pem expires in 2 days"), "{table}");
     assert!(!table.contains("good.pem"), "{table}");
 }
 
