@@ -13,7 +13,6 @@ use teal::drain::{DrainReport, DrainState, KindReport};
 use teal::metrics::ColorShard;
 use teal::service::{Generation, Kind, Tally};
 use teal::state::{Receipt, Record};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -21,9 +20,8 @@ use tokio::time::Instant;
 use support::by_hand::by_hand;
 use support::client::{Client, field, get};
 use support::exchange::{Exchange, Stage};
-use support::over::{self, Over};
 use support::proxy::{Builder, Teal, to_color};
-use support::{PATIENCE, eventually, soon, tls};
+use support::{PATIENCE, eventually, soon};
 
 const SCHEDULES: u64 = 6;
 const IDLE_WEBSOCKETS: usize = 2_000;
@@ -384,27 +382,20 @@ async fn thousands_of_idle_websockets_are_cut_in_one_go_and_new_requests_are_ser
     let record = teal.switch("a", Color::Green).await.expect("a switch");
     assert_eq!(report(&record).websocket.at_switch, IDLE_WEBSOCKETS as u64);
     // Not by way of what stands before the others, which has to end them all.
-    let slowest = match over::asked_for() {
-        Over::Tls => slowest_until_over(&record, tls::connect_to_sample(teal.listener).await).await,
-        Over::PlainText | Over::Http2 => slowest_until_over(&record, Client::connect(teal.listener).await).await,
-    };
+    let (_front, address) = teal.another_way();
+    let mut client = Client::connect(address).await;
+    let mut slowest = Duration::ZERO;
+    while !record.drain().unwrap().is_over() {
+        let asked = Instant::now();
+        assert_eq!(client.get("/a").await.text(), "green");
+        slowest = slowest.max(asked.elapsed());
+    }
     let expected = KindReport { open: 0, at_switch: 2_000, finished: 0, kept: 0, cut: 2_000 };
     assert_eq!(report(&record).websocket, expected);
     assert!(slowest < Duration::from_secs(2), "a new request took {slowest:?}");
     for websocket in websockets {
         assert_eq!(websocket.ending().await, None);
     }
-}
-
-/// How long the slowest of one request after the other takes, until the drain is over.
-async fn slowest_until_over(record: &Record, mut client: Client<impl AsyncRead + AsyncWrite + Unpin>) -> Duration {
-    let mut slowest = Duration::ZERO;
-    while !record.drain().expect("a drain").is_over() {
-        let asked = Instant::now();
-        assert_eq!(client.get("/a").await.text(), "green");
-        slowest = slowest.max(asked.elapsed());
-    }
-    slowest
 }
 
 /// Whoever does not read, client or origin, cannot hold a drain beyond its deadline.

@@ -175,7 +175,7 @@ async fn drains_that_the_stop_ends_are_recorded() {
     let stage = Stage::new().await;
     // On a real disk, which takes its time.
     let dir = tempfile::tempdir().expect("a temporary directory");
-    let names: Vec<String> = (0..10).map(|n| format!("a{n}")).collect();
+    let names: Vec<String> = (0..30).map(|n| format!("a{n}")).collect();
     let services: String = names.iter().map(|name| stage.service(name, "")).collect();
     let teal = Builder::new(&services).top("shutdown_timeout = \"500ms\"").start_unprobed(dir);
     teal.probed().await;

@@ -7,7 +7,7 @@ use crate::support::by_hand::by_hand;
 use crate::support::client::Client;
 use crate::support::origin::{ok, read_chunked};
 use crate::support::proxy::Builder;
-use crate::support::soon;
+use crate::support::{over, soon};
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: test\r\n\r\n";
 
@@ -15,7 +15,7 @@ const GET: &str = "GET / HTTP/1.1\r\nHost: test\r\n\r\n";
 async fn clients_of_a_bridge_share_connections() {
     let (origin, mut calls) = by_hand().await;
     let teal = Builder::app(&[&origin]).start().await;
-    let bridge = Bridge::start(teal.listener);
+    let bridge = Bridge::start(teal.listener, over::runtime());
     let (mut clients, mut open) = (Vec::new(), Vec::new());
     for _ in 0..20 {
         let mut client = Client::connect(bridge.address).await;
@@ -34,7 +34,7 @@ async fn clients_of_a_bridge_share_connections() {
 async fn what_is_broken_is_reset_by_a_bridge_in_both_directions() {
     let (origin, mut calls) = by_hand().await;
     let teal = Builder::app(&[&origin]).start().await;
-    let bridge = Bridge::start(teal.listener);
+    let bridge = Bridge::start(teal.listener, over::runtime());
     for head in ["Content-Length: 10", "Transfer-Encoding: chunked", "Connection: close"] {
         let mut client = Client::connect(bridge.address).await;
         client.send(GET).await;
@@ -56,7 +56,7 @@ async fn what_is_broken_is_reset_by_a_bridge_in_both_directions() {
 async fn a_bridge_carries_chunks_trailers_and_interim_answers() {
     let (origin, mut calls) = by_hand().await;
     let teal = Builder::app(&[&origin]).start().await;
-    let bridge = Bridge::start(teal.listener);
+    let bridge = Bridge::start(teal.listener, over::runtime());
     let mut client = Client::connect(bridge.address).await;
     // Twice: what stands behind a message is the next one.
     for _ in 0..2 {

@@ -23,9 +23,9 @@ use http::{Response, StatusCode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 
-use super::over::runtime;
 use super::tls::{end, reset};
 use pool::{Lease, Pool};
 use text::{Asked, Framing, Piece};
@@ -43,11 +43,11 @@ pub struct Bridge {
 
 impl Bridge {
     /// Before the listener at `to`, which speaks HTTP/2 by prior knowledge.
-    pub fn start(to: SocketAddr) -> Bridge {
+    pub fn start(to: SocketAddr, runtime: &Runtime) -> Bridge {
         let listener = StdTcpListener::bind("127.0.0.1:0").expect("a port");
         listener.set_nonblocking(true).expect("a TCP socket");
         let address = listener.local_addr().expect("a bound address");
-        let task = runtime().spawn(async move {
+        let task = runtime.spawn(async move {
             let (listener, pool) = (TcpListener::from_std(listener).expect("a runtime"), Arc::new(Pool::new(to)));
             while let Ok((plain, _)) = listener.accept().await {
                 tokio::spawn(carry(plain, pool.clone()));

@@ -49,10 +49,11 @@ pub enum Front {
 
 impl Front {
     /// `None`: the clients reach this listener, which is at `address`, as they are.
-    pub fn of(listener: &Listener, address: SocketAddr) -> Option<Front> {
+    pub fn of(listener: &Listener, address: SocketAddr, runtime: &Runtime) -> Option<Front> {
+        let is_http2 = asked_for() == Over::Http2 && listener.http2;
         match &listener.tls {
-            Some(tls) => tls::is_sample(tls).then(|| Front::Tls(Forwarder::start(address, tls))),
-            None => (asked_for() == Over::Http2 && listener.http2).then(|| Front::Http2(Bridge::start(address))),
+            Some(tls) => tls::is_sample(tls).then(|| Front::Tls(Forwarder::start(address, tls, runtime))),
+            None => is_http2.then(|| Front::Http2(Bridge::start(address, runtime))),
         }
     }
 
@@ -68,5 +69,14 @@ impl Front {
 /// A thread of its own, so that a test that blocks its runtime is not in its own way.
 pub fn runtime() -> &'static Runtime {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
-    RUNTIME.get_or_init(|| Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime"))
+    RUNTIME.get_or_init(one_thread)
+}
+
+/// Another such thread, for a client that is not to wait for what stands before the others. It stays until the end.
+pub fn another_runtime() -> &'static Runtime {
+    Box::leak(Box::new(one_thread()))
+}
+
+fn one_thread() -> Runtime {
+    Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime")
 }

@@ -134,7 +134,7 @@ impl Teal {
         let snapshot = proxy.state().load();
         let config = &snapshot.config.listeners[0];
         let proto = if config.tls.is_some() { "https" } else { "http" };
-        let front = Front::of(config, listener);
+        let front = Front::of(config, listener, over::runtime());
         let address = front.as_ref().map_or(listener, Front::address);
         drop(snapshot);
         Teal { address, listener, proto, admin, proxy: Some(proxy), dir, _front: front }
@@ -142,6 +142,14 @@ impl Teal {
 
     pub fn proxy(&self) -> &Proxy {
         self.proxy.as_ref().expect("it was not stopped")
+    }
+
+    /// Where a client connects that shares no thread with the others on its way to the listener.
+    pub fn another_way(&self) -> (Option<Front>, SocketAddr) {
+        let snapshot = self.state().load();
+        let front = Front::of(&snapshot.config.listeners[0], self.listener, over::another_runtime());
+        let address = front.as_ref().map_or(self.listener, Front::address);
+        (front, address)
     }
 
     pub fn state(&self) -> &Arc<State> {

@@ -20,13 +20,13 @@ use socket2::SockRef;
 use teal::config::Tls;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::client::Client;
-use super::over::runtime;
 
 pub const ECDSA: &SignatureAlgorithm = &PKCS_ECDSA_P256_SHA256;
 pub const RSA: &SignatureAlgorithm = &PKCS_RSA_SHA256;
@@ -208,14 +208,6 @@ pub fn is_sample(tls: &Tls) -> bool {
     tls.certificates[0].cert == Path::new(SAMPLE)
 }
 
-/// A connection of its own to a listener that has the keys of [`sample_keys`].
-pub async fn connect_to_sample(listener: SocketAddr) -> Client<Secured> {
-    let chain: Vec<_> = CertificateDer::pem_file_iter(SAMPLE).expect("the sample").collect();
-    let authority = chain.into_iter().next_back().expect("two certificates").expect("made by us");
-    let config = Arc::new(client_config(trusting([authority]), BOTH_VERSIONS, None));
-    connect(listener, "test", &config).await.expect("the proxy accepts")
-}
-
 /// Takes connections in plain text and passes each on over TLS, until it is dropped: clients that know nothing of TLS
 /// speak it. What the connection does at its end goes through as well: an end of one direction is a `close_notify` on the
 /// other side and the other way round, and everything else, such as an end without it, is a reset.
@@ -226,13 +218,13 @@ pub struct Forwarder {
 
 impl Forwarder {
     /// Before the listener at `to`; the last certificate of its chain is trusted.
-    pub fn start(to: SocketAddr, tls: &Tls) -> Forwarder {
+    pub fn start(to: SocketAddr, tls: &Tls, runtime: &Runtime) -> Forwarder {
         let authority = tls.certificates[0].chain.last().cloned();
         let config = Arc::new(client_config(trusting(authority), BOTH_VERSIONS, None));
         let listener = StdTcpListener::bind("127.0.0.1:0").expect("a port");
         listener.set_nonblocking(true).expect("a TCP socket");
         let address = listener.local_addr().expect("a bound address");
-        let task = runtime().spawn(async move {
+        let task = runtime.spawn(async move {
             let listener = TcpListener::from_std(listener).expect("a runtime");
             while let Ok((plain, _)) = listener.accept().await {
                 tokio::spawn(forward(plain, to, config.clone()));
