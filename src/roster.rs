@@ -152,13 +152,16 @@ impl Roster {
         })
     }
 
-    /// Asks every connection, of now and later, to leave as soon as it is idle.
-    pub fn close(&self) {
-        self.is_closing.store(true, Ordering::Release);
-        self.dismiss(|_| true);
+    /// Asks every connection of all workers, of now and later, to leave as soon as it is idle.
+    ///
+    /// All workers know before anybody leaves: the place of the first may be taken at another worker, by one who is to
+    /// leave as well.
+    pub fn close_all(rosters: &[Arc<Roster>]) {
+        rosters.iter().for_each(|roster| roster.is_closing.store(true, Ordering::Release));
+        rosters.iter().for_each(|roster| roster.dismiss(|_| true));
     }
 
-    /// Whether [`Roster::close`] was called.
+    /// Whether [`Roster::close_all`] was called.
     pub fn is_closing(&self) -> bool {
         self.is_closing.load(Ordering::Acquire)
     }
@@ -355,6 +358,8 @@ impl Drop for Seat {
 
 #[cfg(test)]
 mod tests {
+    use std::task::Wake;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -396,6 +401,25 @@ mod tests {
             time += grain;
         }
         assert!((600..=750 + 2).contains(&time), "{time}");
+    }
+
+    /// Whoever is woken by a close and leaves makes room for another, at another worker.
+    #[test]
+    fn who_comes_after_the_first_has_left_is_to_leave_as_well() {
+        struct Room(Arc<Roster>, Mutex<Option<bool>>);
+        impl Wake for Room {
+            fn wake(self: Arc<Room>) {
+                *self.1.lock() = Some(self.0.sit(1).is_leaving());
+            }
+        }
+        for place in 0..2 {
+            let rosters = [Roster::new(), Roster::new()];
+            let first = rosters[place].sit(1);
+            let room = Arc::new(Room(rosters[1 - place].clone(), Mutex::default()));
+            *first.inner.waker.lock() = Some(Waker::from(room.clone()));
+            Roster::close_all(&rosters);
+            assert_eq!(*room.1.lock(), Some(true), "the newcomer is to leave");
+        }
     }
 
     #[test]

@@ -418,7 +418,7 @@ mod tests {
                 peer.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").expect("an open connection");
             }
             if is_asked_to_leave {
-                roster.close();
+                Roster::close_all(std::slice::from_ref(&roster));
             } else {
                 while roster.tick() == 0 {
                     std::thread::sleep(Duration::from_millis(1));

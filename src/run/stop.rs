@@ -62,7 +62,7 @@ async fn drain_all(shared: &Shared) {
         Arc::downgrade(&listening)
     };
     // Everybody is told before the doors close: no answer that begins behind closed doors keeps its connection.
-    shared.rosters.iter().for_each(|roster| roster.close());
+    Roster::close_all(&shared.rosters);
     let closed: Vec<Weak<Listening>> = shared.listeners.lock().drain(..).map(close).collect();
     let ended = async {
         tokio::select! {
