@@ -28,7 +28,7 @@ use support::client::{Answer, Client, get};
 use support::exchange::{Exchange, Stage};
 use support::origin::ok;
 use support::proxy::{Builder, Teal, to_color};
-use support::{eventually, soon};
+use support::{eventually, replace, soon};
 
 const SWITCHES: u64 = 500;
 const CLIENTS: u64 = 8;
@@ -381,9 +381,7 @@ async fn watched(keys: &str) -> (Stage, Teal, Exchange) {
 async fn edit(teal: &Teal, change: impl FnOnce(&str) -> String) {
     let applied = || teal.state().stats.reloads_applied.load(Ordering::SeqCst);
     let before = applied();
-    let draft = teal.dir().join("draft");
-    fs::write(&draft, change(&fs::read_to_string(teal.file()).expect("a file"))).expect("the test can write");
-    fs::rename(&draft, teal.file()).expect("the test can rename");
+    replace(&teal.file(), change(&fs::read_to_string(teal.file()).expect("a file")));
     eventually("the change is in effect", || applied() > before).await;
 }
 /// A request that is held then has nowhere to go; what ran is drained as that of every service that is removed.

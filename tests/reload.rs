@@ -147,9 +147,7 @@ async fn a_change_during_the_start_is_not_missed() {
         let mut last = 0;
         while !starting.is_finished() {
             last += 1;
-            let draft = dir.path().join("draft");
-            fs::write(&draft, text(last)).expect("the test can write");
-            fs::rename(&draft, &path).expect("the test can rename");
+            replace(&path, text(last));
         }
         let proxy = starting.await.expect("it starts");
         let teal = Teal::of(proxy, dir);
@@ -487,9 +485,7 @@ async fn many_reloads_leak_nothing() {
     let mut admin = Client::connect(teal.admin).await;
     let (mut count, mut before) = (applied(&teal, &mut admin).await, 0);
     for n in 1..=MANY_RELOADS {
-        let draft = dir.path().join("draft");
-        fs::write(&draft, &texts[n % 2]).expect("the test can write");
-        fs::rename(&draft, &path).expect("the test can rename");
+        replace(&path, &texts[n % 2]);
         teal.signal(Signal::HUP);
         let last = count;
         let counting = async {

@@ -573,7 +573,7 @@ async fn a_reload_that_turns_tls_on_uses_no_plain_connection_any_more() {
     let teal = app("").start_watching().await;
     assert_eq!(get(teal.address, "/").await.status, 400, "plain text on a TLS port");
     let secured = app(&format!("upstream_tls = {{ ca = {ca} }}"));
-    std::fs::write(teal.file(), secured.toml(&teal.dir().join("state"))).expect("the test can write");
+    secured.write(teal.dir());
     eventually("the reload is applied", || teal.state().load().services[0].config.upstream_tls.is_some()).await;
     teal.probed().await;
     assert_eq!(get(teal.address, "/").await.text(), "origin");

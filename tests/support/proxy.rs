@@ -13,7 +13,7 @@ use tempfile::TempDir;
 
 use super::origin::Origin;
 use super::over::{self, Front, Over};
-use super::{eventually, scratch, tls};
+use super::{eventually, replace, scratch, tls};
 
 /// What a test configures; starts a [`Teal`].
 pub struct Builder {
@@ -112,7 +112,7 @@ impl Builder {
     /// Writes `teal.toml` in `dir`, where the state will be, too.
     pub fn write(&self, dir: &Path) -> PathBuf {
         let path = dir.join("teal.toml");
-        std::fs::write(&path, self.toml(&dir.join("state"))).expect("the config file is written");
+        replace(&path, self.toml(&dir.join("state")));
         path
     }
 }
